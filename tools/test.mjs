@@ -1,0 +1,243 @@
+/**
+ * The gate: everything that a change must pass, from nothing but Node and npm.
+ *
+ *     node tools/test.mjs
+ *     node tools/test.mjs --only deno,lint
+ *     node tools/test.mjs --only bun --files tests/unit
+ *
+ * Every step runs, whatever failed before it. The last line is the sum.
+ */
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { join, posix } from "node:path";
+import process from "node:process";
+import { parseArgs } from "node:util";
+
+import {
+  bringBun,
+  bringDeno,
+  bringPackages,
+  bringRedis,
+  capture,
+  ROOT,
+} from "./bring.mjs";
+
+/** What one step may take: one that hangs must not hang the gate. */
+const LIMIT_MS = 240_000;
+
+const { only, files } = parseArgs({
+  options: { only: { type: "string" }, files: { type: "string" } },
+}).values;
+
+const env = { ...process.env, NO_COLOR: "1" };
+// Node warns when it finds both.
+delete env.FORCE_COLOR;
+
+const manifest = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8"));
+const doors = [
+  ...new Set(Object.values(manifest.exports).map((path) => posix.join(path))),
+];
+const code = existing([
+  ...["mod.ts", "src", "tests", "examples", "demo", "bench", "tools"],
+]);
+const documents = [
+  ...existing(["mod.ts", "src", "README.md"]),
+  ...filesUnder("docs", ".md"),
+];
+const suites = (files ?? "tests").split(",")
+  .flatMap((path) => filesUnder(posix.join(path), "_test.ts"));
+
+// Cheap ones first, two at a time; the suites after, each alone: they measure
+// time, and a type check beside them would be a load that they did not ask for.
+const checks = [
+  { name: "format", deno: ["fmt", "--check"] },
+  { name: "lint", deno: ["lint"] },
+  { name: "types", deno: ["check", "--doc", ...code] },
+  { name: "doc-lint", deno: ["doc", "--lint", ...doors] },
+  { name: "surface", node: ["tools/surface.mjs"] },
+  {
+    name: "examples",
+    deno: ["run", "-A", "tools/examples.ts", ...documents],
+    count: denoCount,
+  },
+  { name: "publish", deno: ["publish", "--dry-run", "--allow-dirty"] },
+];
+const runners = [
+  { name: "deno", deno: ["test", "-A", ...suites], count: denoCount },
+  {
+    name: "bun",
+    // With the dot they are paths; without, patterns that match more.
+    bun: ["test", "--timeout", "30000", ...suites.map((path) => `./${path}`)],
+    count: bunCount,
+  },
+  {
+    name: "node",
+    node: [
+      ...["--import", "tsx", "--test", "--test-force-exit"],
+      ...["--test-reporter=spec", ...suites],
+    ],
+    count: nodeCount,
+  },
+];
+
+const wanted = only?.split(",");
+const known = [...checks, ...runners].map((step) => step.name);
+const stranger = wanted?.find((name) => !known.includes(name));
+if (stranger !== undefined) {
+  console.error(`No step "${stranger}": there are ${known.join(", ")}`);
+  process.exit(2);
+}
+const chosen = (steps) =>
+  steps.filter((step) => wanted?.includes(step.name) ?? true);
+
+let passed = 0;
+let failed = 0;
+/** Step and number of the tests that a runner skipped. */
+const skips = [];
+/** What the skipped tests had to say. */
+const excuses = new Set();
+
+const programs = await bringAll();
+const queue = chosen(checks);
+await Promise.all([1, 2].map(async () => {
+  for (let step; (step = queue.shift());) await take(step);
+}));
+for (const step of chosen(runners)) await take(step);
+
+for (const excuse of excuses) console.log(excuse);
+for (const { name, skipped } of skips) {
+  console.log(`skipped under ${name}: ${skipped}`);
+  if (process.env.CI) failed += skipped;
+}
+console.log(`${passed} passed, ${failed} failed`);
+process.exitCode = failed > 0 ? 1 : 0;
+
+/** Finds what the chosen steps run with; what cannot be had fails as a step. */
+async function bringAll() {
+  const steps = chosen([...checks, ...runners]);
+  const running = chosen(runners).length > 0;
+  const found = { node: process.execPath };
+  const bring = async (name, needed, how) => {
+    if (!needed) return;
+    try {
+      found[name] = await how();
+    } catch (error) {
+      failed++;
+      console.log(`FAIL bring ${name}\n${error.message}`);
+    }
+  };
+  await Promise.all([
+    bring(
+      "packages",
+      steps.some((s) => s.bun || s.count === nodeCount),
+      bringPackages,
+    ),
+    // surface.mjs finds Deno by itself, but not twice at the same time.
+    bring("deno", steps.some((s) => s.deno || s.name === "surface"), bringDeno),
+    bring("bun", steps.some((s) => s.bun), bringBun),
+    bring(
+      "redis",
+      running || steps.some((s) => s.name === "examples"),
+      bringRedis,
+    ),
+  ]);
+  return found;
+}
+
+/** Runs one step, tells how it went, and adds to the sum. */
+async function take(step) {
+  const begun = performance.now();
+  const kind = ["deno", "bun", "node"].find((kind) => step[kind]);
+  const program = programs[kind];
+  const { code, output } = program
+    ? await capture(program, step[kind], { env, limitMs: LIMIT_MS })
+    : { code: 1, output: `There is no ${kind} to run it with\n` };
+  let sum = { passed: code === 0 ? 1 : 0, failed: code === 0 ? 0 : 1 };
+  let remark = "";
+  if (step.count) {
+    const counted = step.count(output);
+    if (!counted || counted.passed + counted.failed === 0) {
+      sum = { passed: 0, failed: 1 };
+      remark = "No test was counted: that is a failure, too.\n";
+    } else {
+      // The exit code has the last word: a hook or a load error is no test.
+      sum = code !== 0 && counted.failed === 0
+        ? { ...counted, failed: 1 }
+        : counted;
+      if (code === 0 && counted.failed > 0) remark = "Exit code 0, though.\n";
+    }
+  }
+  passed += sum.passed;
+  failed += sum.failed;
+  if (sum.skipped) skips.push({ name: step.name, skipped: sum.skipped });
+  for (const [line] of output.matchAll(/^SKIPPED .*$/gm)) excuses.add(line);
+
+  const seconds = ((performance.now() - begun) / 1000).toFixed(1);
+  const count = step.count ? `  ${sum.passed} passed` : "";
+  if (sum.failed === 0) {
+    console.log(`ok   ${step.name.padEnd(8)}  ${seconds} s${count}`);
+  } else {
+    console.log(`FAIL ${step.name.padEnd(8)}  ${seconds} s`);
+    console.log(`${output.trimEnd()}\n${remark}`.trimEnd());
+  }
+}
+
+/** `ok | 3 passed (2 steps) | 0 failed | 1 ignored (83ms)` */
+function denoCount(output) {
+  const line = output.match(
+    /^(?:ok|FAILED) \| \d+ passed.* \| \d+ failed.*$/gm,
+  )?.at(-1);
+  return line && {
+    passed: numberBefore(" passed", line),
+    failed: numberBefore(" failed", line),
+    skipped: numberBefore(" ignored", line),
+  };
+}
+
+/** ` 3 pass`, ` 1 skip`, ` 0 fail`, ` 1 error`, each on a line of its own. */
+function bunCount(output) {
+  const end = output.match(/^ \d+ (?:pass|skip|todo|fail|errors?)$/gm)
+    ?.join("\n");
+  return end && {
+    passed: numberBefore(" pass", end),
+    failed: numberBefore(" fail", end) + numberBefore(" error", end),
+    skipped: numberBefore(" skip", end) + numberBefore(" todo", end),
+  };
+}
+
+/** `# pass 3`, or with an i in a circle for the #, and so on. */
+function nodeCount(output) {
+  const read = (name) =>
+    Number(
+      [...output.matchAll(new RegExp(`^\\S ${name} (\\d+)$`, "gm"))]
+        .at(-1)?.[1] ?? 0,
+    );
+  return {
+    passed: read("pass"),
+    failed: read("fail") + read("cancelled"),
+    skipped: read("skipped") + read("todo"),
+  };
+}
+
+function numberBefore(word, text) {
+  return Number(new RegExp(`(\\d+)${word}`).exec(text)?.[1] ?? 0);
+}
+
+function existing(paths) {
+  return paths.filter((path) => existsSync(join(ROOT, path)));
+}
+
+/** The files so named, in `path` or the file itself; sorted. */
+function filesUnder(path, ending) {
+  const full = join(ROOT, path);
+  if (!existsSync(full)) return [];
+  if (statSync(full).isFile()) return [path];
+  return readdirSync(full, { withFileTypes: true })
+    .flatMap((entry) =>
+      entry.isDirectory()
+        ? filesUnder(posix.join(path, entry.name), ending)
+        : entry.name.endsWith(ending)
+        ? [posix.join(path, entry.name)]
+        : []
+    )
+    .sort();
+}
