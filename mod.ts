@@ -1,0 +1,48 @@
+/**
+ * Distributed locks on Redis for Deno, Bun and Node: one of us at a time, over
+ * the client that you already have.
+ *
+ * {@linkcode withLock} runs a function while nobody else does;
+ * {@linkcode acquireLock} gives you the lock to hold by hand.
+ *
+ * @example
+ * ```ts
+ * import { lockKey, withLock } from "@dreamer/utils/lock";
+ * import { memory } from "@dreamer/utils/lock/memory";
+ *
+ * const here = memory(); // or your ioredis or node-redis client
+ * await withLock(here, lockKey("report", 7), async (lock) => {
+ *   // … nobody else is here, and lock.signal says should that change …
+ * });
+ * ```
+ *
+ * @module
+ */
+
+export { acquireLock, DistributedLock, withLock } from "./src/lock.ts";
+export { lockKey } from "./src/core/keys.ts";
+export type { LockOptions } from "./src/core/options.ts";
+export {
+  LockBackendError,
+  LockError,
+  type LockErrorCode,
+  LockLostError,
+  LockNotAcquiredError,
+  type LossReason,
+} from "./src/core/errors.ts";
+export type { LockTarget } from "./src/connect.ts";
+export type {
+  Backend,
+  Claim,
+  Grant,
+  Hold,
+  Refusal,
+  Verdict,
+} from "./src/core/backend.ts";
+export type { Clock } from "./src/core/clock.ts";
+export type { IoredisClient } from "./src/clients/ioredis.ts";
+export type { MinimalClient } from "./src/clients/minimal.ts";
+export type {
+  NodeRedisClient,
+  NodeRedisEval,
+} from "./src/clients/node_redis.ts";

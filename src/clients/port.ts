@@ -1,0 +1,37 @@
+/** What Redis must do for us, in the fewest words; each client speaks them. */
+
+/** One client, spoken to in one way. Every reply is passed on as it came. */
+export interface Port {
+  /** `SET key value EX|PX amount NX`. */
+  setIfAbsent(
+    key: string,
+    value: string,
+    unit: "EX" | "PX",
+    amount: number,
+  ): Promise<unknown>;
+  /** `EVAL lua`, with every key that the script touches in `keys`. */
+  eval(
+    lua: string,
+    keys: readonly string[],
+    args: readonly string[],
+  ): Promise<unknown>;
+  /** `EVALSHA sha`; absent where the client can't, so that EVAL is used. */
+  evalSha?(
+    sha: string,
+    keys: readonly string[],
+    args: readonly string[],
+  ): Promise<unknown>;
+  /**
+   * `GET key`; present where the client is a mere double, whose EVAL can't be
+   * trusted with more than the release.
+   */
+  get?(key: string): Promise<unknown>;
+  /**
+   * Something that is another after each reconnect, at which the client sends
+   * again, by itself, what was left without an answer. Absent where it rejects
+   * instead, or where we can't see: then "not yours" is taken at its word.
+   */
+  connection?(): unknown;
+  /** Whether the client was closed for good by whoever owns it. */
+  isClosed?(): boolean;
+}

@@ -1,0 +1,68 @@
+/** Whatever a lock may be asked to live on becomes a backend: by its shape. */
+
+import { RedisBackend } from "./backends/redis.ts";
+import { ioredis, type IoredisClient } from "./clients/ioredis.ts";
+import { minimal, type MinimalClient } from "./clients/minimal.ts";
+import { nodeRedis, type NodeRedisClient } from "./clients/node_redis.ts";
+import type { Port } from "./clients/port.ts";
+import { type Backend, isBackend } from "./core/backend.ts";
+import { kindOf, wrongType } from "./core/options.ts";
+
+/** What a lock can live on: a Redis client, or a backend such as `memory()`. */
+export type LockTarget =
+  | IoredisClient
+  | NodeRedisClient
+  | MinimalClient
+  | Backend;
+
+/** One backend for each client, for as long as the client is around. */
+const known = new WeakMap<object, Backend>();
+
+/**
+ * The backend for `on`.
+ *
+ * @throws {TypeError} It is nothing that a lock can live on.
+ */
+export function connect(on: LockTarget): Backend {
+  const seen = known.get(on);
+  if (seen !== undefined) return seen;
+  if (typeof on === "object" && on !== null) {
+    if (isBackend(on)) return on;
+    const port = portOf(on);
+    if (port !== undefined) {
+      const backend = new RedisBackend(port);
+      known.set(on, backend);
+      return backend;
+    }
+  }
+  // Its kind only: a URL in the wrong place has a password in it.
+  return wrongType(
+    "find the server",
+    "`on` must be an ioredis or node-redis client, an object with set, get, " +
+      "del and eval in the style of ioredis, or a backend such as memory()",
+    on,
+    kindOf(on),
+  );
+}
+
+/**
+ * The order matters: every client has `set` and `get`, and each but the last
+ * line is about something that only one library has.
+ */
+function portOf(on: object): Port | undefined {
+  const client = on as Record<string, unknown>;
+  const has = (...names: string[]) =>
+    names.every((name) => typeof client[name] === "function");
+  if (has("call", "set", "eval", "evalsha")) {
+    return ioredis(on as IoredisClient);
+  }
+  if (typeof client.isOpen === "boolean" && has("set", "eval", "evalSha")) {
+    return nodeRedis(on as NodeRedisClient);
+  }
+  // Upstash's, Valkey GLIDE's and Bun's: set, get and del, but called otherwise.
+  if (has("createScript") || has("customCommand") || has("send")) {
+    return undefined;
+  }
+  if (has("set", "get", "del", "eval")) return minimal(on as MinimalClient);
+  return undefined;
+}

@@ -1,0 +1,62 @@
+/** Time as a lock needs it: two clocks to measure with, and one kind of timer. */
+
+/**
+ * What the library asks of time. The system's is the default; tests hand in
+ * one that they crank themselves.
+ */
+export interface Clock {
+  /** Milliseconds that only grow; from an arbitrary origin. */
+  now(): number;
+  /** Milliseconds of the wall clock: goes on while a machine sleeps, may jump. */
+  wall(): number;
+  /**
+   * Calls `callback` once, not before `ms` milliseconds from now, and never
+   * keeps the process alive for it.
+   *
+   * @returns A function that calls it off.
+   */
+  setTimer(callback: () => void, ms: number): () => void;
+}
+
+/** The furthest that `setTimeout` can look ahead; beyond, it fires at once. */
+const FURTHEST_MS = 2 ** 31 - 1;
+
+/** The clocks and timers of the machine. */
+export const systemClock: Clock = {
+  now: () => performance.now(),
+  wall: () => Date.now(),
+  setTimer(callback, ms) {
+    let timer: ReturnType<typeof setTimeout>;
+    const start = (leftMs: number) => {
+      timer = leftMs > FURTHEST_MS
+        ? setTimeout(() => start(leftMs - FURTHEST_MS), FURTHEST_MS)
+        : setTimeout(callback, Math.ceil(leftMs));
+      // Deno's types speak of a number; all three runtimes give an object.
+      (timer as { unref?(): void }).unref?.();
+    };
+    start(ms);
+    return () => clearTimeout(timer);
+  },
+};
+
+/** One moment, read off both clocks. */
+export interface Moment {
+  /** The monotonic clock then. */
+  readonly now: number;
+  /** The wall clock then. */
+  readonly wall: number;
+}
+
+/** This moment. */
+export function moment(clock: Clock): Moment {
+  return { now: clock.now(), wall: clock.wall() };
+}
+
+/**
+ * Milliseconds since `then`, by whichever clock saw more of them: a suspended
+ * machine stops the monotonic one on some systems, a step back bends the wall
+ * clock everywhere. Believing the larger can only give a lock up too early.
+ */
+export function elapsedMs(clock: Clock, then: Moment): number {
+  return Math.max(clock.now() - then.now, clock.wall() - then.wall);
+}

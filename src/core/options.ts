@@ -1,0 +1,225 @@
+/** Every default, every check, and every duration that follows from another. */
+
+/** What a lock can be asked for with. */
+export interface LockOptions {
+  /**
+   * Seconds that the server keeps a silent hold: what a crashed holder costs
+   * the others at most. Fractions are kept to the millisecond. Default: 30.
+   */
+  ttl?: number;
+  /**
+   * Ends the attempt: it rejects with `signal.reason`, and a grant that was
+   * under way is given back. Default: none.
+   */
+  signal?: AbortSignal;
+  /**
+   * Whether a taken lock is an error, or a `null`. It speaks of that alone: a
+   * server that fails always rejects. Default: `true`.
+   */
+  throwOnFail?: boolean;
+  /**
+   * The message of the error if the lock is taken.
+   * Default: `"Operation in progress, please try again later"`.
+   */
+  errorMessage?: string;
+  /**
+   * Who holds it, for those who look at the lock on the server; kept there for
+   * as long as the lock. At most 200 characters, and no secret. Default: none.
+   */
+  label?: string;
+  /**
+   * Milliseconds of patience while the lock is taken. Not built yet: anything
+   * but 0, the default, which fails at once, is refused.
+   */
+  waitMs?: number;
+  /**
+   * Whether to renew the lock in the background. Not built yet: `true` is
+   * refused.
+   */
+  autoExtend?: boolean;
+  /** Milliseconds after which renewal stops. Not built yet: refused. */
+  maxHoldMs?: number;
+  /** How many waiters one turn in line may serve. Not built yet: refused. */
+  localTurns?: number;
+  /** Whether to draw a fencing token. Not built yet: `true` is refused. */
+  fencing?: boolean;
+}
+
+/** {@linkcode LockOptions}, checked, complete and in milliseconds. */
+export interface Settings {
+  readonly ttlMs: number;
+  readonly throwOnFail: boolean;
+  readonly errorMessage: string;
+  readonly label: string | undefined;
+  readonly signal: AbortSignal | undefined;
+}
+
+const DEFAULTS: Settings = {
+  ttlMs: 30_000,
+  throwOnFail: true,
+  errorMessage: "Operation in progress, please try again later",
+  label: undefined,
+  signal: undefined,
+};
+
+const LONGEST_LABEL = 200;
+
+/** A value as a message shows it: short, and nothing that may be a secret. */
+function show(value: unknown): string {
+  if (typeof value === "string") {
+    return JSON.stringify(value.length > 80 ? `${value.slice(0, 80)}…` : value);
+  }
+  if (typeof value === "object" && value !== null) return kindOf(value);
+  return typeof value === "function" ? "a function" : String(value);
+}
+
+/** What kind of thing `value` is, without showing it. */
+export function kindOf(value: unknown): string {
+  if (value === null || value === undefined) return String(value);
+  if (Array.isArray(value)) return "an array";
+  if (typeof value !== "object") return `a ${typeof value}`;
+  const name = value.constructor?.name;
+  return name && name !== "Object" ? `an object (${name})` : "an object";
+}
+
+/** Throws for an argument of the wrong kind: what was to be done, rule, value. */
+export function wrongType(
+  action: string,
+  rule: string,
+  value: unknown,
+  shown: string = show(value),
+): never {
+  throw new TypeError(
+    `Cannot ${action} as ${rule}: current value is ${shown}`,
+  );
+}
+
+/** Throws for an argument of the right kind with a value that it can't have. */
+export function outOfRange(
+  action: string,
+  rule: string,
+  value: unknown,
+): never {
+  throw new RangeError(
+    `Cannot ${action} as ${rule}: current value is ${show(value)}`,
+  );
+}
+
+/** Refuses a key that is no key. */
+export function checkKey(action: string, key: unknown): asserts key is string {
+  if (typeof key !== "string") {
+    const several = Array.isArray(key) ? " (several are not built yet)" : "";
+    wrongType(action, `key must be a string${several}`, key);
+  }
+  if (key === "") outOfRange(action, "key must not be empty", key);
+}
+
+/**
+ * The public `ttl`, in seconds, as whole milliseconds.
+ *
+ * The upper end is where a double stops telling milliseconds apart; a server
+ * takes a little more (Redis: what fits in 63 bits along with its clock).
+ */
+export function readTtl(action: string, ttl: unknown): number {
+  if (typeof ttl !== "number") {
+    wrongType(action, "ttl must be a number of seconds", ttl);
+  }
+  if (!(ttl > 0)) outOfRange(action, "ttl must be > 0", ttl);
+  const ttlMs = Math.round(ttl * 1000);
+  if (ttlMs < 1) outOfRange(action, "ttl must be at least 0.001", ttl);
+  if (ttlMs > Number.MAX_SAFE_INTEGER) {
+    outOfRange(action, "ttl must be at most 9007199254740", ttl);
+  }
+  return ttlMs;
+}
+
+/**
+ * How much sooner than the server we take a lease to be over: the clocks of
+ * two machines run at different speeds, and expiry is kept to the millisecond.
+ * One percent and 2 ms, as in the Redlock specification; for a lease of a few
+ * milliseconds no more than half of it.
+ */
+export function driftMs(ttlMs: number): number {
+  return Math.min(ttlMs * 0.01 + 2, ttlMs / 2);
+}
+
+/** Refuses what is not built yet, unless it asks for what happens anyway. */
+function notYet(action: string, name: string, value: unknown, idle: unknown) {
+  if (value === idle) return;
+  const rule = idle === undefined
+    ? `${name} is not built yet and must be left out`
+    : `${name} is not built yet and must be ${idle}`;
+  outOfRange(action, rule, value);
+}
+
+/**
+ * Checks the options of a call and completes them.
+ *
+ * @param action What the call was to do, for messages.
+ * @param options As the caller gave them.
+ */
+export function readOptions(action: string, options: unknown): Settings {
+  if (options === undefined) return DEFAULTS;
+  if (typeof options !== "object" || options === null) {
+    wrongType(action, "options must be an object", options);
+  }
+  let { ttlMs, throwOnFail, errorMessage, label, signal } = DEFAULTS;
+  for (const [name, value] of Object.entries(options)) {
+    if (value === undefined) continue;
+    switch (name) {
+      case "ttl":
+        ttlMs = readTtl(action, value);
+        break;
+      case "throwOnFail":
+        if (typeof value !== "boolean") {
+          wrongType(action, "throwOnFail must be a boolean", value);
+        }
+        throwOnFail = value;
+        break;
+      case "errorMessage":
+        if (typeof value !== "string") {
+          wrongType(action, "errorMessage must be a string", value);
+        }
+        errorMessage = value;
+        break;
+      case "label":
+        if (typeof value !== "string") {
+          wrongType(action, "label must be a string", value);
+        }
+        if (value.length > LONGEST_LABEL) {
+          const rule = `label must be of at most ${LONGEST_LABEL} characters`;
+          outOfRange(action, rule, value);
+        }
+        label = value;
+        break;
+      case "signal":
+        if (!isAbortSignal(value)) {
+          wrongType(action, "signal must be an AbortSignal", value);
+        }
+        signal = value;
+        break;
+      case "waitMs":
+        notYet(action, name, value, 0);
+        break;
+      case "autoExtend":
+      case "fencing":
+        notYet(action, name, value, false);
+        break;
+      case "maxHoldMs":
+      case "localTurns":
+        notYet(action, name, value, undefined);
+        break;
+      default:
+        wrongType(action, "options must have known names only", name);
+    }
+  }
+  return { ttlMs, throwOnFail, errorMessage, label, signal };
+}
+
+/** By shape: signals of another realm, and polyfills, are signals too. */
+function isAbortSignal(value: unknown): value is AbortSignal {
+  const signal = value as Partial<AbortSignal> | null;
+  return typeof signal === "object" && signal !== null &&
+    typeof signal.aborted === "boolean" &&
+    typeof signal.addEventListener === "function";
+}

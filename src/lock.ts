@@ -1,0 +1,494 @@
+/** The verbs: options in, a held lock out. */
+
+import { connect, type LockTarget } from "./connect.ts";
+import { acquire } from "./core/acquire.ts";
+import {
+  type Backend,
+  type Claim,
+  clockOf,
+  type Verdict,
+} from "./core/backend.ts";
+import { moment } from "./core/clock.ts";
+import {
+  LockError,
+  LockLostError,
+  LockNotAcquiredError,
+} from "./core/errors.ts";
+import { Keeper } from "./core/keeper.ts";
+import { drawOwner, labelOf } from "./core/keys.ts";
+import {
+  checkKey,
+  type LockOptions,
+  outOfRange,
+  readOptions,
+  readTtl,
+  wrongType,
+} from "./core/options.ts";
+import { failFast } from "./core/wait.ts";
+
+/**
+ * Takes the lock on `key`, or says at once that it is taken.
+ *
+ * The server keeps it for `ttl` seconds unless it is extended or released; a
+ * moment before, `lock.signal` aborts with {@linkcode LockLostError}.
+ *
+ * @param on Where the lock lives: an ioredis or node-redis client, anything
+ * with their `set`, `get`, `del` and `eval`, or a backend such as `memory()`.
+ * @param key What to lock; see {@linkcode lockKey}. It is the Redis key.
+ * @param options `ttl` is in seconds, anything `…Ms` in milliseconds.
+ * @returns The lock, or `null` if it is taken and `throwOnFail` is `false`.
+ * @throws {LockNotAcquiredError} Somebody else has it.
+ * @throws {LockBackendError} The server could not be asked, or failed.
+ * @throws {TypeError | RangeError} An argument is bad; nothing was sent.
+ *
+ * @example Holding it by hand
+ * ```ts
+ * import { acquireLock, lockKey } from "@dreamer/utils/lock";
+ * import { memory } from "@dreamer/utils/lock/memory";
+ *
+ * const lock = await acquireLock(memory(), lockKey("report", 7), { ttl: 10 });
+ * try {
+ *   // … write the report …
+ *   lock.assertHeld();
+ * } finally {
+ *   await lock.release();
+ * }
+ * ```
+ *
+ * @example Going on without it
+ * ```ts
+ * import { acquireLock } from "@dreamer/utils/lock";
+ * import { memory } from "@dreamer/utils/lock/memory";
+ *
+ * await using lock = await acquireLock(memory(), "lock:report:7", {
+ *   throwOnFail: false,
+ * });
+ * if (lock === null) console.log("somebody else is on it");
+ * ```
+ */
+export function acquireLock(
+  on: LockTarget,
+  key: string,
+  options: LockOptions & { throwOnFail: false },
+): Promise<DistributedLock | null>;
+/** The lock, or an error where it is taken. */
+export function acquireLock(
+  on: LockTarget,
+  key: string,
+  options?: LockOptions & { throwOnFail?: true },
+): Promise<DistributedLock>;
+/** The lock, or `null` where it is taken and `throwOnFail` turns out `false`. */
+export function acquireLock(
+  on: LockTarget,
+  key: string,
+  options?: LockOptions,
+): Promise<DistributedLock | null>;
+export async function acquireLock(
+  on: LockTarget,
+  key: string,
+  options?: LockOptions,
+): Promise<DistributedLock | null> {
+  const backend = connect(on);
+  checkKey("acquire a lock", key);
+  const settings = readOptions(`acquire "${key}"`, options);
+  const owner = drawOwner(settings.label);
+  const claim = { key, owner, ttlMs: settings.ttlMs };
+  const answer = await acquire(backend, claim, failFast, settings.signal);
+  if (answer instanceof Keeper) {
+    const granted: unknown = new Granted(backend, claim, answer);
+    return new DistributedLock(granted as LockTarget, key, owner, 0);
+  }
+  if (!settings.throwOnFail) return null;
+  throw new LockNotAcquiredError(
+    key,
+    settings.errorMessage,
+    answer.retryAfterMs,
+  );
+}
+
+/**
+ * Runs `fn` while holding the lock on `key`, and releases it afterwards.
+ *
+ * What `fn` returns or throws is what comes out; a release that fails changes
+ * nothing about that. If the lock was lost before `fn` was done, others may
+ * have been inside: that is an error even though `fn` succeeded.
+ *
+ * @param on Where the lock lives; see {@linkcode acquireLock}.
+ * @param key What to lock.
+ * @param fn What to do; its argument is the held lock.
+ * @param options As for {@linkcode acquireLock}.
+ * @returns What `fn` returned, or `null` if the lock was taken and
+ * `throwOnFail` is `false`; then `fn` was not called.
+ * @throws {LockNotAcquiredError} Somebody else has it; `fn` was not called.
+ * @throws {LockBackendError} The server could not be asked; `fn` was not called.
+ * @throws {LockLostError} `fn` succeeded, but the lock was lost on the way.
+ * @throws {TypeError | RangeError} An argument is bad; nothing was sent.
+ *
+ * @example
+ * ```ts
+ * import { lockKey, withLock } from "@dreamer/utils/lock";
+ * import { memory } from "@dreamer/utils/lock/memory";
+ *
+ * const left = await withLock(
+ *   memory(),
+ *   lockKey("withdraw", "user123"),
+ *   (lock) => {
+ *     lock.signal.throwIfAborted();
+ *     return 1000 - 300;
+ *   },
+ *   { ttl: 10, errorMessage: "Withdrawal in progress" },
+ * );
+ * if (left !== 700) throw new Error(`left: ${left}`);
+ * ```
+ */
+export function withLock<T>(
+  on: LockTarget,
+  key: string,
+  fn: (lock: DistributedLock) => T | Promise<T>,
+  options: LockOptions & { throwOnFail: false },
+): Promise<T | null>;
+/** What `fn` returned, or an error where the lock is taken. */
+export function withLock<T>(
+  on: LockTarget,
+  key: string,
+  fn: (lock: DistributedLock) => T | Promise<T>,
+  options?: LockOptions & { throwOnFail?: true },
+): Promise<T>;
+/** What `fn` returned, or `null` where `throwOnFail` turns out `false`. */
+export function withLock<T>(
+  on: LockTarget,
+  key: string,
+  fn: (lock: DistributedLock) => T | Promise<T>,
+  options?: LockOptions,
+): Promise<T | null>;
+export async function withLock<T>(
+  on: LockTarget,
+  key: string,
+  fn: (lock: DistributedLock) => T | Promise<T>,
+  options?: LockOptions,
+): Promise<T | null> {
+  if (typeof fn !== "function") {
+    wrongType("run with a lock", "fn must be a function", fn);
+  }
+  const lock = await acquireLock(on, key, options);
+  if (lock === null) return null;
+  let result: T;
+  try {
+    result = await fn(lock);
+  } catch (error) {
+    const loss = await finish(lock);
+    if (loss !== undefined) leadTo(error, loss);
+    throw error;
+  }
+  const loss = await finish(lock);
+  if (loss !== undefined) throw loss;
+  return result;
+}
+
+/** Makes the loss reachable from what fn threw, where there is room for it. */
+function leadTo(error: unknown, loss: LockLostError): void {
+  if (
+    error instanceof Error && error !== loss && !("cause" in error) &&
+    Object.isExtensible(error)
+  ) {
+    // As the constructor of Error would: there, but not listed.
+    const value = loss;
+    Object.defineProperty(error, "cause", {
+      value,
+      writable: true,
+      configurable: true,
+    });
+  }
+}
+
+/**
+ * Given to the constructor in place of a target: what {@linkcode acquireLock}
+ * has checked and acquired, and need not be again.
+ */
+class Granted {
+  readonly backend: Backend;
+  readonly claim: Claim;
+  readonly keeper: Keeper;
+
+  constructor(backend: Backend, claim: Claim, keeper: Keeper) {
+    this.backend = backend;
+    this.claim = claim;
+    this.keeper = keeper;
+  }
+}
+
+/**
+ * Ends a hold that nobody will look at again: told is only a loss that came
+ * before this. A release that fails is tried again in the background.
+ */
+let finish: (lock: DistributedLock) => Promise<LockLostError | undefined>;
+
+/**
+ * One lock: held once {@linkcode acquireLock} hands it out, then released or
+ * lost.
+ *
+ * Whether it is held is judged whenever it is asked, by the clocks of this
+ * machine and a little before the server's own expiry: it is never `true` when
+ * somebody else could have the lock, also right after the process was stalled.
+ *
+ * @example
+ * ```ts
+ * import { acquireLock } from "@dreamer/utils/lock";
+ * import { memory } from "@dreamer/utils/lock/memory";
+ *
+ * const lock = await acquireLock(memory(), "report", { ttl: 10 });
+ * if (!lock.isAcquired() || lock.remainingMs > 10_000) throw new Error("?");
+ * if (!await lock.release()) throw new Error("it was lost before");
+ * if (lock.isAcquired()) throw new Error("?");
+ * ```
+ */
+export class DistributedLock implements AsyncDisposable {
+  static {
+    finish = (lock) => lock.#finish();
+  }
+
+  readonly #backend: Backend;
+  #claim: Claim;
+  #keeper: Keeper | undefined;
+  /** Whether the owner is our own draw, so that each hold can have another. */
+  readonly #isDrawn: boolean;
+  /** Whether something of ours may be on the server. */
+  #mayBeThere: boolean;
+  /** Extensions go one after the other: swapped on the way, the last to be
+   * answered might not be the last that the server did. */
+  #extending: Promise<unknown> | undefined;
+  #acquiring: Promise<boolean> | undefined;
+  #releasing: Promise<Verdict> | undefined;
+
+  /**
+   * A lock that is yet to be acquired, by {@linkcode acquire}, under an owner
+   * of the caller's choice. Most callers want {@linkcode acquireLock}.
+   *
+   * @param on Where the lock lives; see {@linkcode acquireLock}.
+   * @param key What to lock.
+   * @param value The owner: random, known to nobody else, and another for
+   * each lock, or two will take themselves for one.
+   * @param ttl Seconds that the server keeps a silent hold.
+   * @throws {TypeError | RangeError} An argument is bad.
+   *
+   * @example
+   * ```ts
+   * import { DistributedLock } from "@dreamer/utils/lock";
+   * import { memory } from "@dreamer/utils/lock/memory";
+   *
+   * const owner = crypto.randomUUID();
+   * const lock = new DistributedLock(memory(), "report", owner, 10);
+   * if (await lock.acquire()) await lock.release();
+   * ```
+   */
+  constructor(on: LockTarget, key: string, value: string, ttl: number) {
+    this.#isDrawn = this.#mayBeThere = on instanceof Granted;
+    if (on instanceof Granted) {
+      this.#backend = on.backend;
+      this.#claim = on.claim;
+      this.#keeper = on.keeper;
+      return;
+    }
+    const action = "make a lock";
+    this.#backend = connect(on);
+    checkKey(action, key);
+    if (typeof value !== "string") {
+      wrongType(action, "value must be a string", value, typeof value);
+    }
+    if (value === "") outOfRange(action, "value must not be empty", value);
+    this.#claim = { key, owner: value, ttlMs: readTtl(action, ttl) };
+  }
+
+  /** What is locked. */
+  get key(): string {
+    return this.#claim.key;
+  }
+
+  /** All that is locked: as yet, one key. */
+  get keys(): readonly string[] {
+    return [this.#claim.key];
+  }
+
+  /**
+   * The name of this hold on the server: random, with the label behind it.
+   * Whoever knows it can release the lock, so it belongs in no log.
+   */
+  get owner(): string {
+    return this.#claim.owner;
+  }
+
+  /**
+   * Aborts with {@linkcode LockLostError} once the lock is lost; a release
+   * leaves it as it is. Of a lock that was never acquired it is aborted from
+   * the start, with a {@linkcode LockError}.
+   *
+   * Reading `aborted` does not wait for a timer: after a stall of the process
+   * the first read tells the truth.
+   */
+  get signal(): AbortSignal {
+    return this.#keeper?.signal ?? AbortSignal.abort(this.#notHeld());
+  }
+
+  /**
+   * Milliseconds for which the lock is sure to be ours if nothing is done: what
+   * the server keeps it for, less the time of the request and an allowance for
+   * clocks that run at different speeds (1 % and 2 ms). 0 if it is not held.
+   */
+  get remainingMs(): number {
+    return this.#keeper?.remainingMs ?? 0;
+  }
+
+  /** Whether it is held right now. Asks nobody: see {@linkcode remainingMs}. */
+  isAcquired(): boolean {
+    return this.remainingMs > 0;
+  }
+
+  /**
+   * Does nothing while the lock is held.
+   *
+   * @throws {LockLostError} It was lost.
+   * @throws {LockError} It was released or never acquired (`LOCK_NOT_HELD`).
+   */
+  assertHeld(): void {
+    if (this.remainingMs > 0) return;
+    throw this.#keeper?.loss ?? this.#notHeld();
+  }
+
+  /**
+   * Makes one attempt to acquire the lock.
+   *
+   * @returns `true` if it is held now, also if it was before; `false` if it is
+   * taken.
+   * @throws {LockBackendError} The server could not be asked, or failed.
+   */
+  acquire(): Promise<boolean> {
+    if (this.isAcquired()) return Promise.resolve(true);
+    return this.#acquiring ??= this.#acquire().finally(() => {
+      this.#acquiring = undefined;
+    });
+  }
+
+  async #acquire(): Promise<boolean> {
+    // A release under way, or one that failed, could free the new hold.
+    await this.release();
+    if (this.#keeper !== undefined && this.#isDrawn) {
+      const owner = drawOwner(labelOf(this.#claim.owner));
+      this.#claim = { ...this.#claim, owner };
+    }
+    const answer = await acquire(this.#backend, this.#claim, failFast);
+    if (!(answer instanceof Keeper)) return false;
+    this.#keeper = answer;
+    this.#mayBeThere = true;
+    return true;
+  }
+
+  /**
+   * Makes the lock last `ttl` seconds from now, which may be less than is left.
+   *
+   * @param ttl Seconds; by default as many as it was acquired for.
+   * @throws {LockLostError} It was lost, or is as of now.
+   * @throws {LockBackendError} The server could not be asked, or failed; the
+   * lock is held for as long as it was anyway.
+   * @throws {LockError} It was released or never acquired (`LOCK_NOT_HELD`).
+   * @throws {TypeError | RangeError} `ttl` is bad; nothing was sent.
+   */
+  async extend(ttl?: number): Promise<void> {
+    const ttlMs = ttl === undefined
+      ? this.#claim.ttlMs
+      : readTtl(`extend "${this.key}"`, ttl);
+    const before = this.#extending;
+    const turn = (async () => {
+      await before?.catch(() => {});
+      await this.#extend(ttlMs);
+    })();
+    this.#extending = turn;
+    try {
+      await turn;
+    } finally {
+      if (this.#extending === turn) this.#extending = undefined;
+    }
+  }
+
+  async #extend(ttlMs: number): Promise<void> {
+    const keeper = this.#keeper;
+    this.assertHeld();
+    const asked = moment(clockOf(this.#backend));
+    keeper!.expect(asked, ttlMs);
+    const verdict = await this.#backend.extend({ ...this.#claim, ttlMs });
+    if (verdict === "done") keeper!.renewed(asked, ttlMs);
+    else keeper!.lose(verdict === "taken" ? "taken" : "deleted");
+    this.assertHeld();
+  }
+
+  /**
+   * Frees the lock. Harmless if it is not ours any more, and cheap the second
+   * time: then nothing is sent.
+   *
+   * @returns `true` if this call freed it; `false` if it was not ours to free.
+   * @throws {LockBackendError} The server could not be asked, or failed. The
+   * lock counts as released all the same: it expires, if not released again.
+   */
+  release(): Promise<boolean> {
+    if (this.#releasing !== undefined) {
+      // Told "freed" is one call only; where that one fails, this one tries.
+      return this.#releasing.then(() => false, () => this.release());
+    }
+    if (!this.#mayBeThere) return Promise.resolve(false);
+    return this.#free((verdict) => verdict === "done");
+  }
+
+  /** Releases what may be there, and passes on what `tell` makes of it. */
+  #free<T>(tell: (verdict: Verdict) => T): Promise<T> {
+    this.#keeper?.release();
+    return (this.#releasing = this.#backend.release(this.#claim)).then(
+      (verdict) => {
+        this.#releasing = undefined;
+        this.#mayBeThere = false;
+        return tell(verdict);
+      },
+      (error) => {
+        this.#releasing = undefined;
+        throw error;
+      },
+    );
+  }
+
+  /**
+   * Releases, so that `await using` gives the lock back at the end of a block.
+   * A release that fails is tried again in the background and not told.
+   *
+   * @throws {LockLostError} The lock was lost before the end of the block.
+   */
+  async [Symbol.asyncDispose](): Promise<void> {
+    const loss = await this.#finish();
+    if (loss !== undefined) throw loss;
+  }
+
+  async #finish(): Promise<LockLostError | undefined> {
+    await this.#releasing?.catch(() => {});
+    const keeper = this.#keeper;
+    const loss = keeper?.loss;
+    if (!this.#mayBeThere) return loss;
+    try {
+      const verdict = await this.#free((verdict) => verdict);
+      if (loss !== undefined || keeper!.isOver) return loss;
+      // Gone before its time: somebody else could be inside since.
+      if (verdict === "taken") return new LockLostError(this.key, "taken");
+      if (verdict === "absent") return new LockLostError(this.key, "deleted");
+    } catch {
+      this.#backend.discard(this.#claim);
+    }
+    return loss;
+  }
+
+  #notHeld(): LockError {
+    const why = this.#keeper === undefined
+      ? "it was never acquired"
+      : "it was released";
+    return new LockError(
+      "LOCK_NOT_HELD",
+      this.key,
+      `The lock "${this.key}" is not held: ${why}`,
+    );
+  }
+}
