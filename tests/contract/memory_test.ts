@@ -1,0 +1,51 @@
+/** The contract in memory, on the machine's clock and on a hand-cranked one. */
+import { assertEquals } from "@std/assert";
+
+import { acquireLock } from "@dreamer/utils/lock";
+import { memory } from "@dreamer/utils/lock/memory";
+import { FakeClock } from "../support/fake_clock.ts";
+import { test } from "../support/test.ts";
+import { lockContract } from "./lock_contract.ts";
+
+const noKeys = () => Promise.resolve(0);
+
+lockContract("memory", () =>
+  Promise.resolve({
+    on: memory(),
+    pass: (ms: number) => new Promise<void>((done) => setTimeout(done, ms)),
+    keysLeft: noKeys,
+    [Symbol.asyncDispose]: () => Promise.resolve(),
+  }));
+
+lockContract("memory, fake clock", () => {
+  const clock = new FakeClock();
+  return Promise.resolve({
+    on: memory({ clock }),
+    pass: (ms: number) => clock.advance(ms),
+    keysLeft: noKeys,
+    [Symbol.asyncDispose]() {
+      assertEquals(clock.pending, 0, "timers left behind");
+      return Promise.resolve();
+    },
+  });
+});
+
+test("memory() makes a world of its own each time", async () => {
+  const [here, there] = [memory(), memory()];
+  await acquireLock(here, "k");
+  await acquireLock(there, "k");
+});
+
+test("memory() forgets locks that nobody asks for again", async () => {
+  const clock = new FakeClock();
+  const here = memory({ clock });
+  for (let i = 0; i < 10_000; i++) {
+    await acquireLock(here, `k${i}`, { ttl: 1 });
+    clock.stall(100);
+  }
+  // What it keeps is visible only to a debugger; what can be seen is that the
+  // sweep dropped nothing that is still held.
+  const last = await acquireLock(here, "k9999", { throwOnFail: false });
+  assertEquals(last, null);
+  assertEquals((await acquireLock(here, "k0")).isAcquired(), true);
+});

@@ -1,0 +1,190 @@
+/** The demo as a whole: it ends well, ends when told to, and leaves nothing. */
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
+
+import { type Event, overlaps, turnsOf } from "../../demo/check.ts";
+import { type Script, spawnScript } from "../support/process.ts";
+import {
+  redisMissing,
+  type RedisServer,
+  startRedis,
+} from "../support/redis_server.ts";
+import { test, type TestOptions } from "../support/test.ts";
+
+const main = new URL("../../demo/main.ts", import.meta.url);
+/** No program is here to be found. */
+const NOWHERE = { PATH: "/nonexistent", REDIS_URL: "" };
+const PASSWORD = "p4ss of nobody";
+/** It takes what it takes: mostly the ttl of the one who is killed. */
+const timeoutMs = 60_000;
+
+/** Runs the demo for `seconds`: its exit code, and all that it said. */
+async function run(seconds: number, env: Record<string, string>) {
+  await using script = spawnScript(main, [seconds], env);
+  const { code } = await script.exited;
+  // What is no JSON, the script keeps with what went to stderr.
+  return { code, output: script.stderr };
+}
+
+/** Record in short: `"+a -a +b †b"`. */
+function record(text: string): Event[] {
+  const kinds = { "+": "enter", "-": "leave", "?": "lost", "†": "dead" };
+  return text.split(" ").map(([kind, who], at) => ({
+    who,
+    what: kinds[kind as keyof typeof kinds] as Event["what"],
+    at,
+  }));
+}
+
+const clashes = (text: string) =>
+  overlaps(turnsOf(record(text))).map(([a, b]) => a.who + b.who);
+
+test("the demo's check finds two at once, however they meet", () => {
+  assertEquals(clashes("+a +b -a -b"), ["ab"]);
+  assertEquals(clashes("+a +b -b -a"), ["ab"]);
+  assertEquals(clashes("+a +b -b +c -c -a"), ["ab", "ac"]);
+  assertEquals(clashes("+a -a +b +c †b -c"), ["bc"]);
+  assertEquals(clashes("+a +b -b"), ["ab"]); // a is inside to this day
+});
+
+test("the demo's check is content with turns one after the other", () => {
+  assertEquals(clashes("+a -a +b -b +a -a"), []);
+  assertEquals(clashes("+a †a +b -b"), []);
+  assertEquals(clashes("+a -a †a +b -b"), []);
+  // Told that its time is up, however late it says so.
+  assertEquals(clashes("+a +b ?a -b"), []);
+  assertEquals(turnsOf(record("+a -a +b †b")).length, 2);
+});
+
+/** What a run that went well has to say. */
+function assertWell({ code, output }: { code: number | null; output: string }) {
+  assertEquals(code, 0, output);
+  assertMatch(output, /never two at once: \d+ turns checked/);
+  assertMatch(output, /(ada|bob|cyd|dee)'s death cost [\d,]+ ms/);
+  assertMatch(output, /killed at \d+\.\d\d s/);
+  assertMatch(output, /refused \d\.\d\d s/);
+  assertStringIncludes(output, "nothing left behind");
+  const [, total] = /all +(\d+) +\d+/.exec(output) ?? [];
+  assertStringIncludes(output, `never two at once: ${total} turns checked`);
+  // deno-lint-ignore no-control-regex
+  assertEquals(/\x1b/.test(output), false, "colours, though it's no terminal");
+  for (const line of output.split("\n")) assert(line.length <= 80, line);
+}
+
+test(
+  "the demo runs in memory, and says so, where there is no server",
+  async () => {
+    const result = await run(3, NOWHERE);
+    assertWell(result);
+    assertStringIncludes(result.output, "memory()");
+    assertStringIncludes(result.output, "On no server: no Redis-compatible");
+  },
+  { timeoutMs },
+);
+
+test("the demo gives up on a server that cannot be reached", async () => {
+  const url = `redis://:${encodeURIComponent(PASSWORD)}@127.0.0.1:1`;
+  const { code, output } = await run(3, { REDIS_URL: url });
+  assertEquals(code, 1, output);
+  assertStringIncludes(output, "cannot be reached (ECONNREFUSED)");
+  assertNoPassword(output);
+}, { timeoutMs });
+
+function assertNoPassword(output: string) {
+  for (const form of [PASSWORD, encodeURIComponent(PASSWORD)]) {
+    assertEquals(output.includes(form), false, "it shows the password");
+  }
+}
+
+/** Nobody is connected but us, and not one key is there. */
+async function assertBare(server: RedisServer) {
+  assertEquals(await server.command("KEYS", "*"), []);
+  await until(async () => await connections(server) === 1);
+}
+
+async function connections(server: RedisServer): Promise<number> {
+  return String(await server.command("CLIENT", "LIST")).trim().split("\n")
+    .length;
+}
+
+async function until(isSo: () => Promise<boolean>): Promise<void> {
+  // The test's own limit is the one that counts.
+  while (!await isSo()) await new Promise((done) => setTimeout(done, 20));
+}
+
+/** Until somebody is inside. */
+const isBusy = (server: RedisServer) => async () => {
+  const keys = await server.command("KEYS", "lock:demo:*") as string[];
+  return keys.some((key) => !key.endsWith(":book"));
+};
+
+const missing = redisMissing();
+function serverTest(
+  name: string,
+  fn: () => Promise<void>,
+  options: TestOptions,
+): void {
+  missing ? test.unavailable(name, missing) : test(name, fn, options);
+}
+
+serverTest(
+  "the demo runs on the server of REDIS_URL and leaves it bare",
+  async () => {
+    await using server = await startRedis({ password: PASSWORD });
+    const result = await run(3, { REDIS_URL: server.url });
+    assertWell(result);
+    assertMatch(
+      result.output,
+      /processes take turns.*\nServer: \w+ [\d.]+, the one/,
+    );
+    assertMatch(result.output, /╳ SIGKILL/);
+    assertNoPassword(result.output);
+    await assertBare(server);
+  },
+  { timeoutMs },
+);
+
+serverTest("the demo starts a server of its own, and stops it", async () => {
+  const result = await run(3, { REDIS_URL: "" });
+  assertWell(result);
+  const [, port] = /started for this on port (\d+)/.exec(result.output) ?? [];
+  // If it is gone, the port is to be had.
+  await using server = await startRedis({ port: Number(port) });
+  await assertBare(server);
+}, { timeoutMs });
+
+for (const signal of ["SIGINT", "SIGTERM"] as const) {
+  serverTest(
+    `${signal} ends the demo, its workers and their lock`,
+    async () => {
+      await using server = await startRedis();
+      await using script: Script = spawnScript(main, [60], {
+        REDIS_URL: server.url,
+      });
+      await until(isBusy(server));
+      script.kill(signal);
+      const { code } = await script.exited;
+      assertEquals(code, 130, script.stderr);
+      assertStringIncludes(script.stderr, "Stopped.");
+      await assertBare(server);
+    },
+    { timeoutMs },
+  );
+}
+
+serverTest("the workers go home when the demo itself is killed", async () => {
+  await using server = await startRedis();
+  await using script = spawnScript(main, [60], { REDIS_URL: server.url });
+  await until(isBusy(server));
+  script.kill("SIGKILL");
+  await until(async () => await connections(server) === 1);
+  await until(async () => !await isBusy(server)());
+  // Nobody is left to delete the book, so it goes by itself.
+  for (const key of await server.command("KEYS", "*") as string[]) {
+    assert(Number(await server.command("PTTL", key)) > 0, `${key} stays`);
+  }
+}, { timeoutMs });

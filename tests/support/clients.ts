@@ -1,0 +1,200 @@
+/**
+ * Every supported client, opened over a real server: what the suites run
+ * through. The packages are the real ones, each of its versions by its own name.
+ */
+import { Redis as Ioredis } from "ioredis";
+import { Redis as Ioredis5 } from "ioredis5";
+import {
+  createClient as createRedis6,
+  createClientPool as createRedis6Pool,
+} from "redis";
+import { createClient as createRedis4 } from "redis4";
+import { createClient as createRedis5 } from "redis5";
+
+import type {
+  IoredisClient,
+  LockTarget,
+  NodeRedisClient,
+} from "@dreamer/utils/lock";
+
+/** How a client is opened. */
+export interface OpenOptions {
+  /**
+   * What a command does while the server is away: `queue`, the default of every
+   * client, waits for it to come back; `fail` rejects at once.
+   */
+  offline?: "queue" | "fail";
+  /**
+   * Whether to connect, and wait until it has; true unless given. Without, it
+   * is as it came from its constructor.
+   */
+  connect?: boolean;
+  /**
+   * Duplicates as they come. Otherwise each is given an 'error' listener, so
+   * that a cut ends no process; whoever makes one ought to do that himself.
+   */
+  bareDuplicates?: boolean;
+}
+
+/** An open client. */
+export interface OpenClient extends AsyncDisposable {
+  /** What the library is given. */
+  readonly client: LockTarget;
+  /** Ends it at once; harmless the second time. */
+  close(): Promise<void>;
+}
+
+/** One kind of client. */
+export interface ClientKind {
+  /** What it is called in the names of tests. */
+  readonly name: string;
+  /** Opens one; rejects where it can't connect, having closed it again. */
+  open(url: string, options?: OpenOptions): Promise<OpenClient>;
+}
+
+/** Between two tries to connect: a test has no time for the usual seconds. */
+const RETRY_MS = 20;
+
+/** All kinds of clients. */
+export const clients: readonly ClientKind[] = [
+  {
+    name: "ioredis",
+    open: (url, how) => openIoredis(new Ioredis(url, ioSettings(how)), how),
+  },
+  {
+    name: "ioredis5",
+    open: (url, how) => openIoredis(new Ioredis5(url, ioSettings(how)), how),
+  },
+  {
+    name: "redis",
+    open: (url, how) =>
+      openNodeRedis(createRedis6(nodeSettings(url, how)), how),
+  },
+  {
+    name: "redis5",
+    open: (url, how) =>
+      openNodeRedis(createRedis5(nodeSettings(url, how)), how),
+  },
+  {
+    name: "redis4",
+    open: (url, how) => {
+      const client = createRedis4(nodeSettings(url, how));
+      return openNodeRedis(client as unknown as AnyNodeRedis, how);
+    },
+  },
+  {
+    name: "redis pool",
+    open: (url, how) =>
+      openNodeRedis(createRedis6Pool(nodeSettings(url, how)), how),
+  },
+  {
+    name: "minimal",
+    async open(url, how) {
+      const inner = new Ioredis(url, ioSettings(how));
+      const { close } = await openIoredis(inner, how);
+      return opened({
+        set: (key: string, value: string, ...args: (string | number)[]) =>
+          inner.call("SET", key, value, ...args),
+        get: (key: string) => inner.get(key),
+        del: (key: string) => inner.del(key),
+        eval: (script: string, keyCount: number, ...args: string[]) =>
+          inner.eval(script, keyCount, ...args),
+      }, close);
+    },
+  },
+];
+
+/** ioredis clients of both versions, as far as they are alike. */
+type AnyIoredis = IoredisClient & {
+  connect(): Promise<unknown>;
+  disconnect(): void;
+  on(event: "error", listener: () => void): unknown;
+};
+
+/** node-redis clients and pools of all versions, as far as they are alike. */
+type AnyNodeRedis = NodeRedisClient & {
+  connect(): Promise<unknown>;
+  /** The one is the other's old name. */
+  destroy?(): unknown;
+  disconnect?(): unknown;
+  on(event: "error", listener: () => void): unknown;
+};
+
+function ioSettings({ offline }: OpenOptions = {}) {
+  return {
+    lazyConnect: true,
+    retryStrategy: () => RETRY_MS,
+    ...offline === "fail"
+      ? { enableOfflineQueue: false, maxRetriesPerRequest: 0 }
+      // By default it gives up after 20 tries: 73 s, but not if they are quick.
+      : { maxRetriesPerRequest: null },
+  };
+}
+
+function nodeSettings(url: string, { offline }: OpenOptions = {}) {
+  return {
+    url,
+    disableOfflineQueue: offline === "fail",
+    socket: { reconnectStrategy: () => RETRY_MS },
+  };
+}
+
+async function openIoredis(
+  client: AnyIoredis,
+  { connect = true, bareDuplicates }: OpenOptions = {},
+): Promise<OpenClient> {
+  hush(client, bareDuplicates);
+  const it = opened(client, () => client.disconnect());
+  if (connect) await orClosed(client.connect(), it);
+  return it;
+}
+
+async function openNodeRedis(
+  client: AnyNodeRedis,
+  { connect = true, bareDuplicates }: OpenOptions = {},
+): Promise<OpenClient> {
+  hush(client, bareDuplicates);
+  const it = opened(client, () => {
+    // Closed twice, it throws.
+    if (client.isOpen) {
+      return (client.destroy ?? client.disconnect)?.call(client);
+    }
+  });
+  if (connect) await orClosed(client.connect(), it);
+  return it;
+}
+
+/** Without a listener for 'error' a cut ends the process. */
+function hush(
+  client: {
+    on(event: "error", listener: () => void): unknown;
+    duplicate?: unknown;
+  },
+  bareDuplicates = false,
+): void {
+  client.on("error", () => {});
+  const { duplicate } = client;
+  if (bareDuplicates || typeof duplicate !== "function") return;
+  client.duplicate = (...args: unknown[]) => {
+    const twin = duplicate.apply(client, args);
+    hush(twin);
+    return twin;
+  };
+}
+
+function opened(client: LockTarget, end: () => unknown): OpenClient {
+  const close = async () => void await end();
+  return { client, close, [Symbol.asyncDispose]: close };
+}
+
+async function orClosed(
+  connected: Promise<unknown>,
+  it: OpenClient,
+): Promise<void> {
+  try {
+    await connected;
+  } catch (error) {
+    await it.close();
+    throw error;
+  }
+}

@@ -1,0 +1,226 @@
+/**
+ * A server of one's own: on a free port, with a temporary directory, to be
+ * frozen, killed and brought back as the story wants it.
+ *
+ * One limit: where the test process itself is ended by SIGKILL, nobody is left
+ * to stop its servers. They listen on 127.0.0.1 only and keep nothing.
+ */
+import { type ChildProcess, spawn } from "node:child_process";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { delimiter, join } from "node:path";
+import process from "node:process";
+
+import { Onlooker } from "./resp.ts";
+
+/** How to start a server. */
+export interface RedisOptions {
+  /** More of its command line, e.g. `["--appendonly", "yes"]`; it wins. */
+  args?: string[];
+  /** A free one unless given. */
+  port?: number;
+  /** What clients must AUTH with. */
+  password?: string;
+}
+
+/** A running server. */
+export interface RedisServer extends AsyncDisposable {
+  readonly host: string;
+  readonly port: number;
+  readonly url: string;
+  readonly password: string | undefined;
+  /** Another one after `restart()`. */
+  readonly pid: number;
+  /** Ends it in good order, and removes its directory. */
+  stop(): Promise<void>;
+  /** Ends it at once, by SIGKILL; `restart()` brings it back. */
+  kill(): Promise<void>;
+  /** Stops its clock, by SIGSTOP: connections stay up, nothing is answered. */
+  freeze(): void;
+  /** Undoes `freeze()`. */
+  thaw(): void;
+  /** Ends it, if need be, and starts it anew: same port, same directory. It
+   * comes back empty, unless `args` made it write its data down. */
+  restart(): Promise<void>;
+  /** Asks it on a connection of our own; error replies reject as they read. */
+  command(...args: (string | number)[]): Promise<unknown>;
+}
+
+/** Why no server can be started here, or undefined when one can. */
+export function redisMissing(): string | undefined {
+  return findServer() ? undefined : "no Redis-compatible server on PATH " +
+    "(redis-server, valkey-server or redis-check-rdb)";
+}
+
+/** Starts a server; it answers when this resolves. */
+export async function startRedis(
+  options: RedisOptions = {},
+): Promise<RedisServer> {
+  const program = findServer();
+  if (!program) throw new Error(`Cannot start a server: ${redisMissing()}`);
+  const { args = [], password } = options;
+  const dir = mkdtempSync(join(tmpdir(), "lock-redis-"));
+  dirs.add(dir);
+  let port = options.port ?? 0;
+  let child: ChildProcess;
+  let onlooker: Onlooker;
+
+  async function start(): Promise<void> {
+    // Between finding a port free and taking it, somebody else may take it.
+    for (let tries = options.port || port ? 1 : 5;; tries--) {
+      const at = port || await freePort();
+      onlooker = new Onlooker(at, password);
+      child = launch(program!, [
+        ...["--port", `${at}`, "--bind", "127.0.0.1", "--dir", dir],
+        ...["--save", "", "--appendonly", "no", "--logfile", "server.log"],
+        // It looks for a SIGTERM that often: ends in 10 ms, and not in 100.
+        ...["--hz", "100"],
+        ...password === undefined ? [] : ["--requirepass", password],
+        ...args,
+      ]);
+      try {
+        await answered(child, onlooker);
+        port = at;
+        return;
+      } catch (cause) {
+        onlooker.close();
+        await end(child, "SIGKILL");
+        if (tries > 1) continue;
+        throw new Error(`No server on port ${at}:\n${logOf(dir)}`, { cause });
+      }
+    }
+  }
+
+  try {
+    await start();
+  } catch (error) {
+    remove(dir);
+    throw error;
+  }
+  const auth = password === undefined
+    ? ""
+    : `:${encodeURIComponent(password)}@`;
+  const server: RedisServer = {
+    host: "127.0.0.1",
+    port,
+    url: `redis://${auth}127.0.0.1:${port}`,
+    password,
+    get pid() {
+      return child.pid!;
+    },
+    async stop() {
+      onlooker.close();
+      await end(child, "SIGTERM");
+      remove(dir);
+    },
+    async kill() {
+      onlooker.close();
+      await end(child, "SIGKILL");
+    },
+    freeze: () => signal(child, "SIGSTOP"),
+    thaw: () => signal(child, "SIGCONT"),
+    async restart() {
+      onlooker.close();
+      await end(child, "SIGTERM");
+      await start();
+    },
+    command: (...args) => onlooker.ask(...args),
+    [Symbol.asyncDispose]: () => server.stop(),
+  };
+  return server;
+}
+
+/** A port of 127.0.0.1 that was free a moment ago. */
+export function freePort(): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const server = createServer();
+    server.on("error", reject);
+    server.listen(0, "127.0.0.1", () => {
+      const address = server.address();
+      const port = typeof address === "object" && address ? address.port : 0;
+      server.close(() => resolve(port));
+    });
+  });
+}
+
+/** Debian's redis-check-rdb is the server by another name: it goes by argv0. */
+function findServer(): string | undefined {
+  const names = ["redis-server", "valkey-server", "redis-check-rdb"];
+  const folders = (process.env.PATH ?? "").split(delimiter).filter(Boolean);
+  for (const name of names) {
+    for (const folder of folders) {
+      if (existsSync(join(folder, name))) return join(folder, name);
+    }
+  }
+}
+
+// For the test that failed, or forgot, to stop its own.
+const running = new Set<ChildProcess>();
+const dirs = new Set<string>();
+process.on("exit", () => {
+  for (const child of running) signal(child, "SIGKILL");
+  dirs.forEach(remove);
+});
+
+function remove(dir: string): void {
+  rmSync(dir, { recursive: true, force: true });
+  dirs.delete(dir);
+}
+
+function launch(program: string, args: string[]): ChildProcess {
+  const child = spawn(program, args, {
+    argv0: "redis-server",
+    stdio: "ignore",
+  });
+  running.add(child);
+  child.on("exit", () => running.delete(child));
+  child.on("error", () => running.delete(child));
+  return child;
+}
+
+/** Waits until it is this very child that answers at its port. */
+async function answered(child: ChildProcess, server: Onlooker): Promise<void> {
+  const deadline = performance.now() + 10_000;
+  for (let pause = 5;; pause = Math.min(2 * pause, 100)) {
+    if (!running.has(child)) throw new Error("The server ended by itself");
+    try {
+      const info = await server.ask("INFO", "server");
+      if (!String(info).includes(`process_id:${child.pid}\r\n`)) {
+        throw new Error("Somebody else answers at this port");
+      }
+      // INFO is answered while it still reads its data; PING says LOADING.
+      await server.ask("PING");
+      return;
+    } catch (error) {
+      // Not yet listening, or still loading.
+      if (performance.now() > deadline) throw error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, pause));
+  }
+}
+
+/** Ends the child and waits for it; one that does not listen is killed. */
+async function end(child: ChildProcess, by: "SIGTERM" | "SIGKILL") {
+  if (!running.has(child)) return;
+  const gone = new Promise((resolve) => child.once("exit", resolve));
+  signal(child, by);
+  // A frozen one hears SIGTERM only once it is thawed.
+  signal(child, "SIGCONT");
+  const limit = setTimeout(() => signal(child, "SIGKILL"), 5_000);
+  await gone;
+  clearTimeout(limit);
+}
+
+function signal(child: ChildProcess, name: NodeJS.Signals): void {
+  // Only a child that has not been waited for still owns its pid.
+  if (running.has(child) && child.pid) process.kill(child.pid, name);
+}
+
+function logOf(dir: string): string {
+  try {
+    return readFileSync(join(dir, "server.log"), "utf8").slice(-2_000);
+  } catch {
+    return "(it wrote no log)";
+  }
+}

@@ -1,0 +1,16 @@
+/** For what happens elsewhere, and nobody calls back about. */
+
+/** Resolves once `look` sees it; rejects where it doesn't for `limitMs`. */
+export async function until(
+  what: string,
+  look: () => unknown,
+  limitMs = 10_000,
+): Promise<void> {
+  const deadline = performance.now() + limitMs;
+  while (!await look()) {
+    if (performance.now() > deadline) {
+      throw new Error(`Not in ${limitMs} ms: ${what}`);
+    }
+    await new Promise((done) => setTimeout(done, 2));
+  }
+}
