@@ -19,7 +19,20 @@
  * @module
  */
 
-export { acquireLock, DistributedLock, withLock } from "./src/lock.ts";
+export {
+  acquireLock,
+  DistributedLock,
+  type LockJSON,
+  withLock,
+} from "./src/lock.ts";
+export {
+  fencedSet,
+  type FencedSetOptions,
+  forceRelease,
+  inspectLock,
+  listLocks,
+  type LockInfo,
+} from "./src/inspect.ts";
 export { lockKey } from "./src/core/keys.ts";
 export type { LockOptions } from "./src/core/options.ts";
 export {
@@ -30,13 +43,28 @@ export {
   LockNotAcquiredError,
   type LossReason,
 } from "./src/core/errors.ts";
-export type { LockTarget } from "./src/connect.ts";
+export type {
+  AcquiredEvent,
+  ExtendedEvent,
+  ExtendFailedEvent,
+  LockEvent,
+  LockEventBase,
+  LostEvent,
+  RefusedEvent,
+  ReleasedEvent,
+  ReleaseFailedEvent,
+} from "./src/core/events.ts";
+export { type LockTarget, redis } from "./src/connect.ts";
+export type { RedisOptions } from "./src/backends/redis.ts";
 export type {
   Backend,
   Claim,
+  Entry,
+  FencedWrite,
   Grant,
   Hold,
   Refusal,
+  Standing,
   Verdict,
 } from "./src/core/backend.ts";
 export type { Clock } from "./src/core/clock.ts";

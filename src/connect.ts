@@ -1,6 +1,6 @@
 /** Whatever a lock may be asked to live on becomes a backend: by its shape. */
 
-import { RedisBackend } from "./backends/redis.ts";
+import { RedisBackend, type RedisOptions } from "./backends/redis.ts";
 import { ioredis, type IoredisClient } from "./clients/ioredis.ts";
 import { minimal, type MinimalClient } from "./clients/minimal.ts";
 import { nodeRedis, type NodeRedisClient } from "./clients/node_redis.ts";
@@ -19,6 +19,46 @@ export type LockTarget =
 const known = new WeakMap<object, Backend>();
 
 /**
+ * A Redis client as a backend, for those who want to say more about it than
+ * the client alone does. Without options it is what a bare client becomes.
+ *
+ * @param client Any client that a lock can live on.
+ * @param options An observer.
+ * @throws {TypeError} It is no such client.
+ *
+ * @example Counting what is refused
+ * ```ts
+ * import { acquireLock, redis } from "@dreamer/utils/lock";
+ * import { Redis } from "ioredis";
+ *
+ * const client = new Redis(process.env.REDIS_URL ?? "redis://localhost:6379");
+ * let refused = 0;
+ * const here = redis(client, {
+ *   onEvent: (event) => event.type === "refused" && refused++,
+ * });
+ * await using first = await acquireLock(here, "lock:doc:redis");
+ * await acquireLock(here, "lock:doc:redis", { throwOnFail: false });
+ * if (refused !== 1) throw new Error(`${refused} refused`);
+ * await first.release();
+ * client.disconnect();
+ * ```
+ */
+export function redis(
+  client: Exclude<LockTarget, Backend>,
+  options: RedisOptions = {},
+): Backend {
+  const port = typeof client === "object" && client !== null
+    ? portOf(client)
+    : undefined;
+  if (port === undefined) return notATarget("`client`", client);
+  const { onEvent } = options;
+  if (onEvent !== undefined && typeof onEvent !== "function") {
+    wrongType("set up a backend", "onEvent must be a function", onEvent);
+  }
+  return new RedisBackend(port, { onEvent });
+}
+
+/**
  * The backend for `on`.
  *
  * @throws {TypeError} It is nothing that a lock can live on.
@@ -35,13 +75,17 @@ export function connect(on: LockTarget): Backend {
       return backend;
     }
   }
-  // Its kind only: a URL in the wrong place has a password in it.
-  return wrongType(
+  return notATarget("`on`", on);
+}
+
+/** Its kind only: a URL in the wrong place has a password in it. */
+function notATarget(name: string, value: unknown): never {
+  wrongType(
     "find the server",
-    "`on` must be an ioredis or node-redis client, an object with set, get, " +
-      "del and eval in the style of ioredis, or a backend such as memory()",
-    on,
-    kindOf(on),
+    `${name} must be an ioredis or node-redis client, an object with set, ` +
+      "get, del and eval in the style of ioredis, or a backend such as memory()",
+    value,
+    kindOf(value),
   );
 }
 
@@ -53,6 +97,9 @@ function portOf(on: object): Port | undefined {
   const client = on as Record<string, unknown>;
   const has = (...names: string[]) =>
     names.every((name) => typeof client[name] === "function");
+  // A pipeline or transaction has a client's commands, but only writes them
+  // down: they would take effect later, with nobody to hold the lock.
+  if (client.isPipeline === true || has("execAsPipeline")) return undefined;
   if (has("call", "set", "eval", "evalsha")) {
     return ioredis(on as IoredisClient);
   }

@@ -14,10 +14,11 @@ import {
   LockLostError,
   LockNotAcquiredError,
 } from "./core/errors.ts";
-import { Keeper } from "./core/keeper.ts";
+import { Keeper, type Terms } from "./core/keeper.ts";
 import { drawOwner, labelOf } from "./core/keys.ts";
 import {
   checkKey,
+  kindOf,
   type LockOptions,
   outOfRange,
   readOptions,
@@ -25,6 +26,7 @@ import {
   wrongType,
 } from "./core/options.ts";
 import { failFast } from "./core/wait.ts";
+import { tell } from "./core/events.ts";
 
 /**
  * Takes the lock on `key`, or says at once that it is taken.
@@ -88,22 +90,42 @@ export async function acquireLock(
   key: string,
   options?: LockOptions,
 ): Promise<DistributedLock | null> {
+  return await take(on, key, options, false);
+}
+
+/** Acquires for `acquireLock()`, and for `withLock()`, where it is `scoped`. */
+async function take(
+  on: LockTarget,
+  key: string,
+  options: LockOptions | undefined,
+  isScoped: boolean,
+): Promise<DistributedLock | null> {
   const backend = connect(on);
   checkKey("acquire a lock", key);
-  const settings = readOptions(`acquire "${key}"`, options);
-  const owner = drawOwner(settings.label);
-  const claim = { key, owner, ttlMs: settings.ttlMs };
-  const answer = await acquire(backend, claim, failFast, settings.signal);
+  const action = `acquire "${key}"`;
+  const settings = readOptions(action, options, isScoped);
+  if (settings.fencing && backend.tryAcquireFenced === undefined) {
+    const rule = `fencing must be false on ${backend.name}, which draws none`;
+    outOfRange(action, rule, true);
+  }
+  const { label, ttlMs } = settings;
+  const claim = { key, owner: drawOwner(label), ttlMs };
+  const begunAt = backend.onEvent && clockOf(backend).now();
+  const answer = await acquire(backend, claim, failFast, settings);
+  const tookMs = begunAt === undefined ? 0 : clockOf(backend).now() - begunAt;
   if (answer instanceof Keeper) {
-    const granted: unknown = new Granted(backend, claim, answer);
-    return new DistributedLock(granted as LockTarget, key, owner, 0);
+    if (begunAt !== undefined) {
+      const { fencingToken } = answer;
+      tell(backend, { type: "acquired", key, label, tookMs, fencingToken });
+    }
+    return handle(backend, answer);
+  }
+  const { retryAfterMs } = answer;
+  if (begunAt !== undefined) {
+    tell(backend, { type: "refused", key, label, tookMs, retryAfterMs });
   }
   if (!settings.throwOnFail) return null;
-  throw new LockNotAcquiredError(
-    key,
-    settings.errorMessage,
-    answer.retryAfterMs,
-  );
+  throw new LockNotAcquiredError(key, settings.errorMessage, retryAfterMs);
 }
 
 /**
@@ -170,7 +192,7 @@ export async function withLock<T>(
   if (typeof fn !== "function") {
     wrongType("run with a lock", "fn must be a function", fn);
   }
-  const lock = await acquireLock(on, key, options);
+  const lock = await take(on, key, options, true);
   if (lock === null) return null;
   let result: T;
   try {
@@ -202,19 +224,39 @@ function leadTo(error: unknown, loss: LockLostError): void {
 }
 
 /**
- * Given to the constructor in place of a target: what {@linkcode acquireLock}
- * has checked and acquired, and need not be again.
+ * Given to the constructor in place of a target: what is checked and acquired,
+ * and need not be again.
  */
 class Granted {
   readonly backend: Backend;
-  readonly claim: Claim;
   readonly keeper: Keeper;
 
-  constructor(backend: Backend, claim: Claim, keeper: Keeper) {
+  constructor(backend: Backend, keeper: Keeper) {
     this.backend = backend;
-    this.claim = claim;
     this.keeper = keeper;
   }
+}
+
+/** A handle for what was just granted. */
+function handle(backend: Backend, keeper: Keeper): DistributedLock {
+  const granted: unknown = new Granted(backend, keeper);
+  return new DistributedLock(granted as LockTarget, "", "", 0);
+}
+
+/** A held lock on its way to another process: see `DistributedLock.toJSON()`. */
+export interface LockJSON {
+  /** What is locked. */
+  key: string;
+  /** The owner: a secret, like the lock itself. */
+  owner: string;
+  /** The `ttl` that it was acquired with, in seconds. */
+  ttl: number;
+  /** Whether it is renewed in the background. */
+  autoExtend: boolean;
+  /** For how many more milliseconds it may be held, if that is limited. */
+  maxHoldMs?: number;
+  /** Its fencing token, if one was drawn. */
+  fencingToken?: number;
 }
 
 /**
@@ -248,15 +290,14 @@ export class DistributedLock implements AsyncDisposable {
   }
 
   readonly #backend: Backend;
+  readonly #terms: Terms;
   #claim: Claim;
   #keeper: Keeper | undefined;
   /** Whether the owner is our own draw, so that each hold can have another. */
   readonly #isDrawn: boolean;
+  #wasHandedOver = false;
   /** Whether something of ours may be on the server. */
   #mayBeThere: boolean;
-  /** Extensions go one after the other: swapped on the way, the last to be
-   * answered might not be the last that the server did. */
-  #extending: Promise<unknown> | undefined;
   #acquiring: Promise<boolean> | undefined;
   #releasing: Promise<Verdict> | undefined;
 
@@ -285,15 +326,17 @@ export class DistributedLock implements AsyncDisposable {
     this.#isDrawn = this.#mayBeThere = on instanceof Granted;
     if (on instanceof Granted) {
       this.#backend = on.backend;
-      this.#claim = on.claim;
       this.#keeper = on.keeper;
+      this.#claim = on.keeper.claim;
+      this.#terms = on.keeper.terms;
       return;
     }
+    this.#terms = PLAIN;
     const action = "make a lock";
     this.#backend = connect(on);
     checkKey(action, key);
     if (typeof value !== "string") {
-      wrongType(action, "value must be a string", value, typeof value);
+      wrongType(action, "value must be a string", value, kindOf(value));
     }
     if (value === "") outOfRange(action, "value must not be empty", value);
     this.#claim = { key, owner: value, ttlMs: readTtl(action, ttl) };
@@ -315,6 +358,21 @@ export class DistributedLock implements AsyncDisposable {
    */
   get owner(): string {
     return this.#claim.owner;
+  }
+
+  /**
+   * The fencing token, if one was asked for: a safe integer, greater than that
+   * of every hold of this key before. Send it along with each write, and let
+   * the resource refuse a token smaller than the greatest that it has seen: so
+   * a holder who was stopped, and does not know yet that it is late, does no
+   * harm. See {@linkcode fencedSet} for a resource on the same Redis.
+   *
+   * It is the server's time in microseconds, or one more than the last token if
+   * that is greater (Kleppmann, "How to do distributed locking", 2016, for what
+   * it is good for).
+   */
+  get fencingToken(): number | undefined {
+    return this.#keeper?.fencingToken;
   }
 
   /**
@@ -375,7 +433,12 @@ export class DistributedLock implements AsyncDisposable {
       const owner = drawOwner(labelOf(this.#claim.owner));
       this.#claim = { ...this.#claim, owner };
     }
-    const answer = await acquire(this.#backend, this.#claim, failFast);
+    const answer = await acquire(
+      this.#backend,
+      this.#claim,
+      failFast,
+      this.#terms,
+    );
     if (!(answer instanceof Keeper)) return false;
     this.#keeper = answer;
     this.#mayBeThere = true;
@@ -396,27 +459,8 @@ export class DistributedLock implements AsyncDisposable {
     const ttlMs = ttl === undefined
       ? this.#claim.ttlMs
       : readTtl(`extend "${this.key}"`, ttl);
-    const before = this.#extending;
-    const turn = (async () => {
-      await before?.catch(() => {});
-      await this.#extend(ttlMs);
-    })();
-    this.#extending = turn;
-    try {
-      await turn;
-    } finally {
-      if (this.#extending === turn) this.#extending = undefined;
-    }
-  }
-
-  async #extend(ttlMs: number): Promise<void> {
-    const keeper = this.#keeper;
     this.assertHeld();
-    const asked = moment(clockOf(this.#backend));
-    keeper!.expect(asked, ttlMs);
-    const verdict = await this.#backend.extend({ ...this.#claim, ttlMs });
-    if (verdict === "done") keeper!.renewed(asked, ttlMs);
-    else keeper!.lose(verdict === "taken" ? "taken" : "deleted");
+    await this.#keeper!.extend(ttlMs);
     this.assertHeld();
   }
 
@@ -437,19 +481,38 @@ export class DistributedLock implements AsyncDisposable {
     return this.#free((verdict) => verdict === "done");
   }
 
-  /** Releases what may be there, and passes on what `tell` makes of it. */
-  #free<T>(tell: (verdict: Verdict) => T): Promise<T> {
-    this.#keeper?.release();
-    return (this.#releasing = this.#backend.release(this.#claim)).then(
+  /** Releases what may be there, and passes on what `then` makes of it. */
+  #free<T>(then: (verdict: Verdict) => T): Promise<T> {
+    const backend = this.#backend;
+    const { heldMs } = this.#keeper!;
+    const begunAt = backend.onEvent && clockOf(backend).now();
+    this.#keeper!.release();
+    return (this.#releasing = backend.release(this.#claim)).then(
       (verdict) => {
         this.#releasing = undefined;
         this.#mayBeThere = false;
-        return tell(verdict);
+        if (begunAt !== undefined && verdict === "done") {
+          this.#tellOfRelease(heldMs, begunAt);
+        }
+        return then(verdict);
       },
       (error) => {
         this.#releasing = undefined;
+        if (begunAt !== undefined) this.#tellOfRelease(heldMs, begunAt, error);
         throw error;
       },
+    );
+  }
+
+  #tellOfRelease(heldMs: number, begunAt: number, error?: unknown): void {
+    const { key, owner } = this.#claim;
+    const label = labelOf(owner);
+    const tookMs = clockOf(this.#backend).now() - begunAt;
+    tell(
+      this.#backend,
+      error === undefined
+        ? { type: "released", key, label, heldMs, tookMs }
+        : { type: "release-failed", key, label, heldMs, tookMs, error },
     );
   }
 
@@ -481,9 +544,90 @@ export class DistributedLock implements AsyncDisposable {
     return loss;
   }
 
+  /**
+   * Lets go of the lock without releasing it, so that another process can go
+   * on with it: `JSON.stringify(lock)` here, {@linkcode DistributedLock.resume}
+   * there. From now on this handle holds nothing and renews nothing, and the
+   * lease has to last until the other has resumed it.
+   *
+   * What comes out lets whoever has it release the lock: it belongs in no log.
+   *
+   * @throws {LockLostError} It was lost.
+   * @throws {LockError} It was released or never acquired (`LOCK_NOT_HELD`).
+   *
+   * @example
+   * ```ts
+   * import { acquireLock, DistributedLock } from "@dreamer/utils/lock";
+   * import { memory } from "@dreamer/utils/lock/memory";
+   *
+   * const here = memory();
+   * const lock = await acquireLock(here, "report", { ttl: 10 });
+   * const message = JSON.stringify(lock); // … sent to another process …
+   * if (lock.isAcquired()) throw new Error("held twice");
+   * const resumed = await DistributedLock.resume(here, message);
+   * await resumed.release();
+   * ```
+   */
+  toJSON(): LockJSON {
+    this.assertHeld();
+    const keeper = this.#keeper!;
+    const { key, owner, ttlMs } = this.#claim;
+    const { autoExtend, maxHoldMs } = this.#terms;
+    const json: LockJSON = { key, owner, ttl: ttlMs / 1000, autoExtend };
+    if (maxHoldMs < Infinity) json.maxHoldMs = maxHoldMs - keeper.heldMs;
+    if (keeper.fencingToken !== undefined) {
+      json.fencingToken = keeper.fencingToken;
+    }
+    keeper.release();
+    this.#mayBeThere = false;
+    this.#wasHandedOver = true;
+    return json;
+  }
+
+  /**
+   * Goes on with a lock that another process let go of by
+   * {@linkcode DistributedLock.toJSON}: asks the server what is left of it, and
+   * renews it if it was renewed there.
+   *
+   * @param on Where the lock lives; see {@linkcode acquireLock}.
+   * @param json What came out of `toJSON()`, or its text.
+   * @returns The held lock.
+   * @throws {LockLostError} It is gone, or somebody else has it.
+   * @throws {LockBackendError} The server could not be asked, or failed.
+   * @throws {TypeError | RangeError} `json` is no lock's; nothing was sent.
+   */
+  static async resume(
+    on: LockTarget,
+    json: LockJSON | string,
+  ): Promise<DistributedLock> {
+    const backend = connect(on);
+    const { claim, terms, fencingToken } = readJSON(json);
+    const asked = moment(clockOf(backend));
+    const { verdict, leftMs } = await backend.inquire(claim);
+    if (verdict !== "done") {
+      const reason = verdict === "taken" ? "taken" : "expired";
+      throw new LockLostError(claim.key, reason);
+    }
+    const keeper = new Keeper(
+      backend,
+      claim,
+      asked,
+      terms,
+      fencingToken,
+      leftMs,
+    );
+    const lock = handle(backend, keeper);
+    lock.assertHeld();
+    return lock;
+  }
+
   #notHeld(): LockError {
     const why = this.#keeper === undefined
       ? "it was never acquired"
+      : this.#keeper.isInDoubt
+      ? "the clocks of this machine disagree, and the server is being asked"
+      : this.#wasHandedOver
+      ? "it was handed over"
       : "it was released";
     return new LockError(
       "LOCK_NOT_HELD",
@@ -491,4 +635,45 @@ export class DistributedLock implements AsyncDisposable {
       `The lock "${this.key}" is not held: ${why}`,
     );
   }
+}
+
+/** How a lock is kept that nobody said anything about. */
+const PLAIN: Terms = {
+  autoExtend: false,
+  maxHoldMs: Infinity,
+  fencing: false,
+};
+
+/** Checks what was handed over: it may come from anywhere. */
+function readJSON(json: LockJSON | string) {
+  const action = "resume a lock";
+  let from: Partial<LockJSON> | null;
+  try {
+    from = typeof json === "string" ? JSON.parse(json) : json;
+  } catch {
+    from = null;
+  }
+  if (typeof from !== "object" || from === null) {
+    wrongType(action, "json must be what toJSON() gave", json, kindOf(json));
+  }
+  const { key, owner, ttl, autoExtend, maxHoldMs, fencingToken } = from;
+  checkKey(action, key);
+  if (typeof owner !== "string" || owner === "") {
+    wrongType(action, "owner must be a string", owner, kindOf(owner));
+  }
+  if (typeof autoExtend !== "boolean") {
+    wrongType(action, "autoExtend must be a boolean", autoExtend);
+  }
+  for (const [name, value] of Object.entries({ maxHoldMs, fencingToken })) {
+    if (value !== undefined && typeof value !== "number") {
+      wrongType(action, `${name} must be a number`, value);
+    }
+  }
+  const terms: Terms = {
+    autoExtend,
+    maxHoldMs: maxHoldMs ?? Infinity,
+    fencing: fencingToken !== undefined,
+  };
+  const claim: Claim = { key, owner, ttlMs: readTtl(action, ttl) };
+  return { claim, terms, fencingToken };
 }

@@ -8,20 +8,26 @@
 import {
   type Backend,
   type Claim,
+  type Entry,
+  type FencedWrite,
   type Grant,
   GRANTED,
   type Hold,
   type Refusal,
+  type Standing,
   type Verdict,
 } from "../core/backend.ts";
 import { type Clock, systemClock } from "../core/clock.ts";
+import type { LockEvent } from "../core/events.ts";
 
-export type { Backend, Claim, Clock, Grant, Hold, Refusal, Verdict };
+export type { Backend, Clock, LockEvent };
 
 /** How {@linkcode memory} is set up. */
 export interface MemoryOptions {
   /** The clock of the locks and of the "server"; the machine's by default. */
   clock?: Clock;
+  /** Told of every transition of every lock made on this backend. */
+  onEvent?: (event: LockEvent) => void;
 }
 
 /**
@@ -41,11 +47,11 @@ export interface MemoryOptions {
  * ```
  */
 export function memory(options: MemoryOptions = {}): Backend {
-  return new MemoryBackend(options.clock ?? systemClock);
+  return new MemoryBackend(options);
 }
 
 /** A key as a server has it written down. */
-interface Entry {
+interface Row {
   readonly owner: string;
   expiresAt: number;
 }
@@ -53,60 +59,149 @@ interface Entry {
 class MemoryBackend implements Backend {
   readonly name = "memory";
   readonly clock: Clock;
-  readonly #entries = new Map<string, Entry>();
+  readonly onEvent: ((event: LockEvent) => void) | undefined;
+  readonly #rows = new Map<string, Row>();
   /** Swept once there are this many: twice what the last sweep left. */
   #sweepAt = 64;
+  /** The greatest token drawn for any key: one number is as good as many. */
+  #fence = 0;
+  readonly #written = new Map<string, FencedWrite>();
 
-  constructor(clock: Clock) {
-    this.clock = clock;
+  constructor(options: MemoryOptions) {
+    this.clock = options.clock ?? systemClock;
+    this.onEvent = options.onEvent;
   }
 
-  /** The live entry of `key`; one that has expired is dropped as it is met. */
-  #look(key: string): Entry | undefined {
-    const entry = this.#entries.get(key);
-    if (entry === undefined || entry.expiresAt > this.clock.now()) return entry;
-    this.#entries.delete(key);
+  /** The live row of `key`; one that has expired is dropped as it is met. */
+  #look(key: string): Row | undefined {
+    const row = this.#rows.get(key);
+    if (row === undefined || row.expiresAt > this.clock.now()) return row;
+    this.#rows.delete(key);
     return undefined;
   }
 
   tryAcquire({ key, owner, ttlMs }: Claim): Promise<Grant | Refusal> {
     const now = this.clock.now();
-    const entry = this.#look(key);
-    if (entry === undefined) {
-      this.#entries.set(key, { owner, expiresAt: now + ttlMs });
-      if (this.#entries.size >= this.#sweepAt) this.#sweep();
-    } else if (entry.owner !== owner) {
-      const retryAfterMs = Math.ceil(entry.expiresAt - now);
+    const row = this.#look(key);
+    if (row === undefined) {
+      this.#rows.set(key, { owner, expiresAt: now + ttlMs });
+      if (this.#rows.size >= this.#sweepAt) this.#sweep();
+    } else if (row.owner !== owner) {
+      const retryAfterMs = Math.ceil(row.expiresAt - now);
       return Promise.resolve({ granted: false, retryAfterMs });
     }
     return Promise.resolve(GRANTED);
   }
 
-  extend({ key, owner, ttlMs }: Claim): Promise<Verdict> {
-    const entry = this.#look(key);
-    if (entry?.owner !== owner) {
-      return Promise.resolve(entry === undefined ? "absent" : "taken");
-    }
-    entry.expiresAt = this.clock.now() + ttlMs;
-    return Promise.resolve("done");
+  async tryAcquireFenced(claim: Claim): Promise<Grant | Refusal> {
+    const answer = await this.tryAcquire(claim);
+    return answer.granted
+      ? { granted: true, fencingToken: this.#drawToken() }
+      : answer;
   }
 
-  release({ key, owner }: Hold): Promise<Verdict> {
-    const entry = this.#look(key);
-    if (entry?.owner !== owner) {
-      return Promise.resolve(entry === undefined ? "absent" : "taken");
-    }
-    this.#entries.delete(key);
-    return Promise.resolve("done");
+  /** As a server would: after the last one, and no less than the time in µs. */
+  #drawToken(): number {
+    const floor = Math.floor(this.clock.wall() * 1000);
+    return this.#fence = Math.max(this.#fence + 1, floor);
+  }
+
+  /** Whether `owner` has `key`, in the words of a verdict. */
+  #judge({ key, owner }: Hold): Verdict {
+    const row = this.#look(key);
+    return row === undefined
+      ? "absent"
+      : row.owner === owner
+      ? "done"
+      : "taken";
+  }
+
+  extend(claims: readonly Claim[]): Promise<readonly Verdict[]> {
+    return Promise.resolve(claims.map((claim) => {
+      const verdict = this.#judge(claim);
+      if (verdict === "done") {
+        const expiresAt = this.clock.now() + claim.ttlMs;
+        this.#rows.get(claim.key)!.expiresAt = expiresAt;
+      }
+      return verdict;
+    }));
+  }
+
+  release(hold: Hold): Promise<Verdict> {
+    const verdict = this.#judge(hold);
+    if (verdict === "done") this.#rows.delete(hold.key);
+    return Promise.resolve(verdict);
   }
 
   discard(claim: Claim): void {
     void this.release(claim);
   }
 
+  inquire(hold: Hold): Promise<Standing> {
+    const verdict = this.#judge(hold);
+    const row = this.#rows.get(hold.key);
+    const leftMs = row === undefined ? 0 : row.expiresAt - this.clock.now();
+    return Promise.resolve({ verdict, leftMs });
+  }
+
+  inspect(key: string): Promise<Entry> {
+    const row = this.#look(key);
+    const fencingToken = this.#fence || undefined;
+    return Promise.resolve(
+      row === undefined ? { fencingToken } : {
+        owner: row.owner,
+        leftMs: row.expiresAt - this.clock.now(),
+        fencingToken,
+      },
+    );
+  }
+
+  forceRelease(key: string): Promise<boolean> {
+    return Promise.resolve(
+      this.#look(key) !== undefined && this.#rows.delete(key),
+    );
+  }
+
+  async *scan(pattern: string): AsyncGenerator<string> {
+    const matches = glob(pattern);
+    for (const key of [...this.#rows.keys()]) {
+      if (matches.test(key) && this.#look(key) !== undefined) yield key;
+    }
+  }
+
+  writeFenced(write: FencedWrite): Promise<boolean> {
+    const last = this.#written.get(write.key);
+    const isLate = last !== undefined &&
+      write.fencingToken < last.fencingToken;
+    if (!isLate) this.#written.set(write.key, write);
+    return Promise.resolve(!isLate);
+  }
+
   /** Drops what expired and was not asked for again: a timer would outlive it. */
   #sweep(): void {
-    for (const key of this.#entries.keys()) this.#look(key);
-    this.#sweepAt = Math.max(64, this.#entries.size * 2);
+    for (const key of this.#rows.keys()) this.#look(key);
+    this.#sweepAt = Math.max(64, this.#rows.size * 2);
   }
+}
+
+/** A glob pattern as Redis reads it: `*`, `?`, `[a-z]`, `[^a]`, `\\` to escape. */
+function glob(pattern: string): RegExp {
+  const source = pattern.replace(
+    /\\(.)|\[(\^?)((?:\\.|[^\]])*)\]|[*?]|[\s\S]/g,
+    (all, escaped, not, members) =>
+      escaped !== undefined
+        ? quote(escaped)
+        : members !== undefined
+        ? `[${not}${members.replace(/[[\]^]/g, "\\$&")}]`
+        : all === "*"
+        ? ".*"
+        : all === "?"
+        ? "."
+        : quote(all),
+  );
+  return new RegExp(`^${source}$`, "s");
+}
+
+function quote(text: string): string {
+  return text.replace(/[.*+?^${}()|[\]\\/-]/g, "\\$&");
 }

@@ -4,15 +4,35 @@ import type { Port } from "../clients/port.ts";
 import {
   type Backend,
   type Claim,
+  type Entry,
+  type FencedWrite,
   type Grant,
   GRANTED,
   type Hold,
   type Refusal,
+  type Standing,
   type Verdict,
 } from "../core/backend.ts";
 import { systemClock } from "../core/clock.ts";
 import { LockBackendError } from "../core/errors.ts";
-import { EXTEND, REFUSED, RELEASE, run } from "./scripts.ts";
+import type { LockEvent } from "../core/events.ts";
+import {
+  ACQUIRE_FENCED,
+  EXTEND,
+  FORCE_RELEASE,
+  INQUIRE,
+  INSPECT,
+  refusal,
+  RELEASE,
+  run,
+  WRITE_FENCED,
+} from "./scripts.ts";
+
+/** How a Redis backend is set up. */
+export interface RedisOptions {
+  /** Told of every transition of every lock made on this backend. */
+  onEvent?: (event: LockEvent) => void;
+}
 
 /** Between two tries to clean up, at first and at most, in milliseconds. */
 const CLEAN_UP_FIRST_MS = 10;
@@ -21,19 +41,24 @@ const CLEAN_UP_LAST_MS = 200;
 /** Locks on the server behind `port`. */
 export class RedisBackend implements Backend {
   readonly name = "redis";
+  readonly onEvent: ((event: LockEvent) => void) | undefined;
+  /** Which keys are in use, where the client can tell. */
+  readonly scan: Backend["scan"];
   readonly #port: Port;
   /** Calls off the cleaning up after an owner. Empty but after failures. */
   readonly #cleaning = new Map<string, () => void>();
 
-  constructor(port: Port) {
+  constructor(port: Port, options: RedisOptions = {}) {
     this.#port = port;
+    this.onEvent = options.onEvent;
+    this.scan = port.scan && ((pattern) => this.#scan(pattern));
   }
 
   async tryAcquire(claim: Claim): Promise<Grant | Refusal> {
     const { key, owner, ttlMs } = claim;
+    const port = this.#port;
     // An owner that tries again wants to hold what was to be cleaned away.
     if (this.#cleaning.size > 0) this.#cleaning.get(owner)?.();
-    const port = this.#port;
     try {
       const reply = ttlMs % 1000 === 0
         ? await port.setIfAbsent(key, owner, "EX", ttlMs / 1000)
@@ -43,16 +68,37 @@ export class RedisBackend implements Backend {
         return await this.#whyRefused(key, owner);
       }
     } catch (cause) {
-      const error = failure("acquire", key, cause);
-      // No word from the server: it may have the key written down as ours.
-      if (error.reply === undefined) this.discard(claim);
-      throw error;
+      throw this.#acquireFailure(claim, cause);
     }
-    // Not what SET answers, so not a client: nothing was sent, or nobody knows.
+    // QUEUED, within somebody's MULTI, or no answer of Redis at all: it may
+    // yet be written.
+    this.discard(claim);
     throw new LockBackendError(
       key,
       `Cannot acquire "${key}": the client's answer to SET was neither "OK" nor null`,
     );
+  }
+
+  async tryAcquireFenced(claim: Claim): Promise<Grant | Refusal> {
+    const { key, owner, ttlMs } = claim;
+    if (this.#cleaning.size > 0) this.#cleaning.get(owner)?.();
+    try {
+      return await run(
+        this.#port,
+        ACQUIRE_FENCED,
+        [key, companion(key, "fence")],
+        [owner, String(ttlMs)],
+      );
+    } catch (cause) {
+      throw this.#acquireFailure(claim, cause);
+    }
+  }
+
+  #acquireFailure(claim: Claim, cause: unknown): LockBackendError {
+    const error = failure("acquire", claim.key, cause);
+    // No word from the server: it may have the key written down as ours.
+    if (error.reply === undefined) this.discard(claim);
+    return error;
   }
 
   /**
@@ -62,22 +108,29 @@ export class RedisBackend implements Backend {
   async #whyRefused(key: string, owner: string): Promise<Grant | Refusal> {
     const port = this.#port;
     if (port.get !== undefined) {
-      const value = await port.get(key);
-      return value === owner ? GRANTED : { granted: false };
+      return await port.get(key) === owner ? GRANTED : { granted: false };
     }
-    const { ours, leftMs } = await run(port, REFUSED, [key], [owner]);
-    if (ours) return GRANTED;
-    // Gone in the meantime (-2): now. Without an expiry (-1): nobody knows.
-    return leftMs === -1
-      ? { granted: false }
-      : { granted: false, retryAfterMs: Math.max(leftMs, 0) };
+    const { verdict, leftMs } = await run(port, INQUIRE, [key], [owner]);
+    return verdict === "done" ? GRANTED : refusal(leftMs);
   }
 
-  async extend({ key, owner, ttlMs }: Claim): Promise<Verdict> {
+  async extend(
+    claims: readonly Claim[],
+  ): Promise<readonly (Verdict | LockBackendError)[]> {
+    if (claims.length > 1 && this.#port.isCluster) {
+      // One script may touch one slot only.
+      const each = claims.map((claim) => this.extend([claim]));
+      return (await Promise.all(each)).flat();
+    }
     try {
-      return await run(this.#port, EXTEND, [key], [owner, String(ttlMs)]);
+      return await run(
+        this.#port,
+        EXTEND,
+        claims.map(({ key }) => key),
+        claims.flatMap(({ owner, ttlMs }) => [owner, String(ttlMs)]),
+      );
     } catch (cause) {
-      throw failure("extend", key, cause);
+      return claims.map(({ key }) => failure("extend", key, cause));
     }
   }
 
@@ -93,6 +146,55 @@ export class RedisBackend implements Backend {
       return "unclear";
     } catch (cause) {
       throw failure("release", key, cause);
+    }
+  }
+
+  async inquire({ key, owner }: Hold): Promise<Standing> {
+    try {
+      return await run(this.#port, INQUIRE, [key], [owner]);
+    } catch (cause) {
+      throw failure("ask for", key, cause);
+    }
+  }
+
+  async inspect(key: string): Promise<Entry> {
+    try {
+      const keys = [key, companion(key, "fence")] as const;
+      return await run(this.#port, INSPECT, keys, []);
+    } catch (cause) {
+      throw failure("inspect", key, cause);
+    }
+  }
+
+  async forceRelease(key: string): Promise<boolean> {
+    try {
+      return await run(this.#port, FORCE_RELEASE, [key], []);
+    } catch (cause) {
+      throw failure("free", key, cause);
+    }
+  }
+
+  async writeFenced(write: FencedWrite): Promise<boolean> {
+    const { key, value, fencingToken, ttlMs } = write;
+    try {
+      return await run(
+        this.#port,
+        WRITE_FENCED,
+        [key, companion(key, "seen")],
+        [value, String(fencingToken), String(ttlMs ?? "")],
+      );
+    } catch (cause) {
+      throw failure("write", key, cause);
+    }
+  }
+
+  async *#scan(pattern: string): AsyncGenerator<string> {
+    try {
+      for await (const keys of this.#port.scan!(pattern)) {
+        for (const key of keys) if (!isCompanion(key)) yield key;
+      }
+    } catch (cause) {
+      throw failure("list", pattern, cause);
     }
   }
 
@@ -120,6 +222,22 @@ export class RedisBackend implements Backend {
   }
 }
 
+/** What is kept beside a key: the last token drawn, the newest one seen. */
+type Companion = "fence" | "seen";
+
+/**
+ * A key beside `key`, in the slot of a Cluster where that is: by the hash tag
+ * that it has, or as a whole where it has none.
+ */
+function companion(key: string, what: Companion): string {
+  return /\{[^}]+\}/.test(key) ? `${key}:${what}` : `{${key}}:${what}`;
+}
+
+/** Whether `key` is one of those. */
+function isCompanion(key: string): boolean {
+  return /\{[^}]+\}.*:(fence|seen)$/s.test(key);
+}
+
 /** The server's own error word, if that is what `cause` is: it leads the text. */
 function replyOf(cause: unknown): string | undefined {
   if (!(cause instanceof Error) || "errno" in cause) return undefined;
@@ -133,8 +251,15 @@ function failure(
   cause: unknown,
 ): LockBackendError {
   const reply = replyOf(cause);
-  const { code, name } = Object(cause) as { code?: unknown; name?: unknown };
-  const hint = typeof code === "string" ? code : name;
+  const { code, name, constructor } = Object(cause) as Partial<Error> & {
+    code?: unknown;
+  };
+  // node-redis gives its errors classes, but no names.
+  const hint = typeof code === "string"
+    ? code
+    : name === "Error"
+    ? constructor?.name
+    : name;
   const what = reply !== undefined
     ? `the server answered ${reply}`
     : `no answer from the server${

@@ -5,7 +5,7 @@
  * all three kinds, and they apply the client's own key prefix.
  */
 
-import type { Port } from "./port.ts";
+import { type Port, SCAN_COUNT } from "./port.ts";
 
 /** What is called of a node-redis client. */
 export interface NodeRedisClient {
@@ -15,7 +15,7 @@ export interface NodeRedisClient {
   set(
     key: string,
     value: string,
-    options: { NX: true; EX?: number; PX?: number },
+    options: { NX: true; EX: number } | { NX: true; PX: number },
   ): Promise<unknown>;
   /** `EVAL`. */
   eval(script: string, options: NodeRedisEval): Promise<unknown>;
@@ -31,8 +31,19 @@ export interface NodeRedisEval {
   arguments: string[];
 }
 
+/** Members that not every kind of node-redis client has. */
+interface Extras {
+  scan?(
+    cursor: string,
+    options: { MATCH: string; COUNT: number; TYPE: string },
+  ): Promise<{ cursor: string | number; keys: string[] }>;
+  readonly masters?: readonly unknown[];
+  nodeClient?(node: unknown): Extras | Promise<Extras>;
+}
+
 /** Speaks through a node-redis client. */
 export function nodeRedis(client: NodeRedisClient): Port {
+  const extras = client as Extras;
   return {
     setIfAbsent: (key, value, unit, amount) =>
       client.set(
@@ -45,5 +56,20 @@ export function nodeRedis(client: NodeRedisClient): Port {
     evalSha: (sha, keys, args) =>
       client.evalSha(sha, { keys: [...keys], arguments: [...args] }),
     isClosed: () => !client.isOpen,
+    isCluster: extras.masters !== undefined,
+    async *scan(pattern) {
+      const nodes = extras.masters?.map((node) => extras.nodeClient!(node)) ??
+        [extras];
+      for (const node of nodes) {
+        const one = await node;
+        let cursor = "0";
+        do {
+          const options = { MATCH: pattern, COUNT: SCAN_COUNT, TYPE: "string" };
+          const reply = await one.scan!(cursor, options);
+          yield reply.keys;
+          cursor = String(reply.cursor);
+        } while (cursor !== "0");
+      }
+    },
   };
 }

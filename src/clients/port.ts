@@ -1,5 +1,8 @@
 /** What Redis must do for us, in the fewest words; each client speaks them. */
 
+/** How many keys a SCAN looks at before it lets others go first. */
+export const SCAN_COUNT = 500;
+
 /** One client, spoken to in one way. Every reply is passed on as it came. */
 export interface Port {
   /** `SET key value EX|PX amount NX`. */
@@ -32,6 +35,13 @@ export interface Port {
    * instead, or where we can't see: then "not yours" is taken at its word.
    */
   connection?(): unknown;
+  /**
+   * The string keys that match a glob pattern, of every master, by and by; one
+   * may come more than once. Absent where the client can't.
+   */
+  scan?(pattern: string): AsyncIterable<readonly string[]>;
+  /** Whether there is more than one server, each with slots of its own. */
+  readonly isCluster?: boolean;
   /** Whether the client was closed for good by whoever owns it. */
   isClosed?(): boolean;
 }

@@ -7,15 +7,15 @@ import {
   type Grant,
   type Refusal,
 } from "./backend.ts";
-import { elapsedMs, moment } from "./clock.ts";
+import { moment } from "./clock.ts";
 import { LockBackendError } from "./errors.ts";
-import { Keeper } from "./keeper.ts";
+import { Keeper, type Terms } from "./keeper.ts";
+import { driftMs } from "./options.ts";
 import type { Waiting } from "./wait.ts";
 
 /**
  * Acquires `claim` on `backend`.
  *
- * @param signal Gives up: rejects with its reason, and nothing stays behind.
  * @returns The keeper of the hold, or the last refusal.
  * @throws {LockBackendError} The server could not be asked, or its grant came
  * when the lease was over already.
@@ -24,24 +24,30 @@ export async function acquire(
   backend: Backend,
   claim: Claim,
   waiting: Waiting,
-  signal?: AbortSignal,
+  terms: Terms,
 ): Promise<Keeper | Refusal> {
   const clock = clockOf(backend);
+  const { signal } = terms;
   for (;;) {
-    signal?.throwIfAborted();
+    if (signal?.aborted) throw signal.reason;
     const asked = moment(clock);
-    const attempt = backend.tryAcquire(claim);
+    const attempt = terms.fencing
+      ? backend.tryAcquireFenced!(claim)
+      : backend.tryAcquire(claim);
     const answer = signal === undefined
       ? await attempt
       : await orAborted(attempt, signal, () => backend.discard(claim));
     if (answer.granted) {
-      const keeper = new Keeper(clock, claim.key, asked, claim.ttlMs);
-      if (keeper.remainingMs > 0) return keeper;
+      // The whole lease went by before the answer came: ours it may be no more.
+      const tookMs = clock.now() - asked.now;
+      if (tookMs < claim.ttlMs - driftMs(claim.ttlMs)) {
+        return new Keeper(backend, claim, asked, terms, answer.fencingToken);
+      }
       backend.discard(claim);
       throw new LockBackendError(
         claim.key,
         `Cannot acquire "${claim.key}": the answer took ` +
-          `${Math.round(elapsedMs(clock, asked))} ms, longer than the lease`,
+          `${Math.round(tookMs)} ms, longer than the lease`,
       );
     }
     if (!await waiting.again(answer)) return answer;

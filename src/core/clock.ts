@@ -53,10 +53,19 @@ export function moment(clock: Clock): Moment {
 }
 
 /**
- * Milliseconds since `then`, by whichever clock saw more of them: a suspended
- * machine stops the monotonic one on some systems, a step back bends the wall
- * clock everywhere. Believing the larger can only give a lock up too early.
+ * What `attempt` comes to, or an error if that takes longer than `limitMs`; the
+ * attempt itself can't be called back.
  */
-export function elapsedMs(clock: Clock, then: Moment): number {
-  return Math.max(clock.now() - then.now, clock.wall() - then.wall);
+export function within<T>(
+  clock: Clock,
+  limitMs: number,
+  attempt: () => Promise<T>,
+): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const callOff = clock.setTimer(
+      () => reject(new Error(`No answer in ${Math.round(limitMs)} ms`)),
+      limitMs,
+    );
+    attempt().then(resolve, reject).finally(callOff);
+  });
 }

@@ -1,41 +1,112 @@
 /**
  * Keeps watch over one hold: until when it can be known to be ours, judged
- * anew whenever anybody looks, and told by a signal to those who don't.
+ * anew whenever anybody looks; renews it where that is wanted; and aborts its
+ * signal once it is lost.
  *
- * Renewing it in the background will live here too.
+ * Two clocks measure the lease. Where both agree, the larger count stands.
+ * Where they differ by more than drift explains, somebody set the wall clock
+ * or the machine slept, and we cannot tell which: the lock then counts as not
+ * held, and the server is asked. Two clocks can be fooled together only by a
+ * machine that sleeps and whose wall clock is set back by just as much.
  */
 
-import { type Clock, elapsedMs, type Moment } from "./clock.ts";
-import { LockLostError, type LossReason } from "./errors.ts";
+import {
+  type Backend,
+  type Claim,
+  clockOf,
+  type Standing,
+  type Verdict,
+} from "./backend.ts";
+import { type Clock, type Moment, moment, within } from "./clock.ts";
+import { LockBackendError, LockLostError, type LossReason } from "./errors.ts";
+import { type LockEvent, tell } from "./events.ts";
+import { labelOf } from "./keys.ts";
 import { driftMs } from "./options.ts";
+import { extendAll, renewalOf } from "./renewal.ts";
+
+/** On what terms a lock is acquired and kept. */
+export interface Terms {
+  /** Whether to renew it in the background. */
+  readonly autoExtend: boolean;
+  /** After how many milliseconds it ends, however often it was renewed. */
+  readonly maxHoldMs: number;
+  /** Whether to draw a fencing token. */
+  readonly fencing: boolean;
+  /** Gives up acquiring: rejects with its reason, and nothing stays behind. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Two clocks that are read one after the other differ by this much at least. */
+const UNSURE_MS = 20;
 
 /** The watch over one hold, from its grant to its release or loss. */
 export class Keeper {
+  /** What was granted. */
+  readonly claim: Claim;
+  /** The fencing token, if one was drawn. */
+  readonly fencingToken: number | undefined;
+  /** How it is to be kept. */
+  readonly terms: Terms;
+  readonly #backend: Backend;
   readonly #clock: Clock;
-  readonly #key: string;
-  /** When the lease that counts was asked for, and how long it is good from then. */
+  /** When the hold began. */
+  readonly #since: number;
+  /** The lease that counts: when it was asked for, and for how long. */
   #asked: Moment;
-  #validMs: number;
-  #released = false;
+  #ttlMs: number;
+  #isReleased = false;
   #loss: LockLostError | undefined;
+  /** The server is being asked which of two clocks is right. */
+  #isInDoubt = false;
+  /** Why the last extension was not answered: not yet, or by an error. */
+  #unanswered: LockBackendError | "pending" | undefined;
+  /** Settles once no extension is under way. */
+  #underWay: Promise<unknown> | undefined;
+  /** How many extensions by hand are, and when the last was sent. */
+  #byHand = 0;
+  #sentByHandAt = -Infinity;
   #controller: AbortController | undefined;
   #callOff: (() => void) | undefined;
 
-  /** A hold of `key` that was asked for at `asked`, for `ttlMs`. */
-  constructor(clock: Clock, key: string, asked: Moment, ttlMs: number) {
-    this.#clock = clock;
-    this.#key = key;
+  /** A hold of `claim`, asked for at `asked`; so much of it was left then. */
+  constructor(
+    backend: Backend,
+    claim: Claim,
+    asked: Moment,
+    terms: Terms,
+    fencingToken?: number,
+    leftMs: number = claim.ttlMs,
+  ) {
+    this.#backend = backend;
+    this.#clock = clockOf(backend);
+    this.claim = claim;
+    this.terms = terms;
+    this.fencingToken = fencingToken;
+    this.#since = asked.now;
     this.#asked = asked;
-    // From when we asked, not from the answer: a slow reply must not lengthen it.
-    this.#validMs = ttlMs - driftMs(ttlMs);
+    this.#ttlMs = leftMs;
+    if (terms.autoExtend) renewalOf(backend).plan(this, this.dueAt);
+    // An observer is told when it happens, not when somebody looks.
+    if (this.#isWatched) this.#watch();
   }
 
   /** What is left in milliseconds; 0 once released or lost. Judges. */
   get remainingMs(): number {
-    if (this.#released || this.#loss !== undefined) return 0;
-    const left = this.#leftMs;
-    if (left > 0) return left;
-    this.lose("expired");
+    if (this.#isReleased || this.#loss !== undefined) return 0;
+    const now = this.#clock.now();
+    // From when we asked, not from the answer: a slow reply must not lengthen it.
+    const passedMs = now - this.#asked.now;
+    const passedByWallMs = this.#clock.wall() - this.#asked.wall;
+    const leftMs = this.#validMs - Math.max(passedMs, passedByWallMs);
+    const leftToHoldMs = this.terms.maxHoldMs - (now - this.#since);
+    // The monotonic clock never runs ahead: what is over by it is over.
+    if (passedMs >= this.#validMs) this.#runOut();
+    else if (leftToHoldMs <= 0) this.lose("max-hold");
+    else if (this.#isInDoubt) return 0;
+    else if (Math.abs(passedByWallMs - passedMs) > this.#unsureMs) {
+      void this.#settleDoubt();
+    } else if (leftMs > 0) return Math.min(leftMs, leftToHoldMs);
+    else this.#runOut();
     return 0;
   }
 
@@ -44,13 +115,45 @@ export class Keeper {
     return this.remainingMs > 0 ? undefined : this.#loss;
   }
 
-  /** Whether the time of the last lease is up, also of one that was released. */
-  get isOver(): boolean {
-    return this.#leftMs <= 0;
+  /** Whether it counts as not held only until the server has been asked. */
+  get isInDoubt(): boolean {
+    return this.#isInDoubt;
   }
 
-  get #leftMs(): number {
-    return this.#validMs - elapsedMs(this.#clock, this.#asked);
+  /** Milliseconds since the hold began. */
+  get heldMs(): number {
+    return this.#clock.now() - this.#since;
+  }
+
+  /** Whether the time of the last lease is up, also of one that was released. */
+  get isOver(): boolean {
+    return this.#clock.now() - this.#asked.now >= this.#validMs;
+  }
+
+  /** When two thirds of a full lease will be left: time to renew it. */
+  get dueAt(): number {
+    return this.#asked.now + this.#ttlMs - this.claim.ttlMs * 2 / 3;
+  }
+
+  /** Whether the lease ends before it may be held no longer. */
+  get needsRenewal(): boolean {
+    const leaseMs = this.#asked.now + this.#validMs - this.#since;
+    return leaseMs < this.terms.maxHoldMs;
+  }
+
+  /** Whether it is being extended by hand: then renewal keeps out of the way. */
+  get isBeingExtended(): boolean {
+    return this.#byHand > 0;
+  }
+
+  /** An extension is under way; others wait for it, or on the way to the server
+   * one to less could pass one to more, and be the last that it does. */
+  isUnderWay(extension: Promise<unknown>): void {
+    const all = Promise.all([this.#underWay, extension]).catch(() => {});
+    this.#underWay = all;
+    void all.then(() => {
+      if (this.#underWay === all) this.#underWay = undefined;
+    });
   }
 
   /**
@@ -63,30 +166,79 @@ export class Keeper {
       this.#judgeWhenRead(this.#controller.signal);
       this.#watch();
     }
-    if (this.loss !== undefined) this.#abort();
+    if (this.loss !== undefined) this.#controller.abort(this.#loss);
     return this.#controller.signal;
   }
 
   /**
-   * A lease of `ttlMs` is about to be asked for. Should it be the shorter, it
-   * counts from now on: the server may have it long before we hear of it.
+   * Extends by hand, once what is under way has been answered.
+   *
+   * @throws {LockBackendError} The server could not be asked.
    */
-  expect(asked: Moment, ttlMs: number): void {
-    const validMs = ttlMs - driftMs(ttlMs);
-    if (validMs < this.remainingMs) this.#count(asked, validMs);
+  async extend(ttlMs: number): Promise<void> {
+    const before = this.#underWay;
+    const turn = (async () => {
+      await before;
+      if (this.remainingMs === 0) return undefined;
+      const asked = this.asks(ttlMs);
+      this.#sentByHandAt = asked.now;
+      const claim = { ...this.claim, ttlMs };
+      const [answer] = await extendAll(this.#backend, [claim]);
+      this.answered(answer, asked, ttlMs);
+      return answer;
+    })();
+    this.#byHand++;
+    this.isUnderWay(turn);
+    try {
+      const answer = await turn;
+      if (answer instanceof Error) throw answer;
+    } finally {
+      this.#byHand--;
+    }
   }
 
-  /** The server has given a lease of `ttlMs`, asked for at `asked`. */
-  renewed(asked: Moment, ttlMs: number): void {
+  /**
+   * A lease of `ttlMs` is asked for now. Should it be the shorter, it counts
+   * from now on: the server may have it long before we hear of it.
+   */
+  asks(ttlMs: number): Moment {
+    const asked = moment(this.#clock);
+    this.#unanswered ??= "pending";
+    if (ttlMs - driftMs(ttlMs) < this.remainingMs) this.#count(asked, ttlMs);
+    return asked;
+  }
+
+  /** What was said to a lease of `ttlMs` that was asked for at `asked`. */
+  answered(
+    answer: Verdict | LockBackendError,
+    asked: Moment,
+    ttlMs: number,
+  ): void {
     // Judged by the old lease first: a loss that was told can't be taken back.
-    if (this.remainingMs > 0) this.#count(asked, ttlMs - driftMs(ttlMs));
+    if (this.remainingMs === 0 && !this.#isInDoubt) return;
+    const tookMs = this.#clock.now() - asked.now;
+    if (answer instanceof LockBackendError) {
+      this.#unanswered = answer;
+      this.#tell({ type: "extend-failed", tookMs, error: answer });
+    } else if (answer !== "done") {
+      this.lose(answer === "taken" ? "taken" : "deleted");
+    } else {
+      this.#unanswered = undefined;
+      // An older lease says nothing of a shorter one that was sent after it.
+      const countsFrom = Math.max(this.#asked.now, this.#sentByHandAt);
+      if (asked.now >= countsFrom) this.#count(asked, ttlMs);
+      this.#tell({ type: "extended", tookMs, ttlMs });
+    }
   }
 
   /** It is ours no more, for `reason`; the first reason stands. */
   lose(reason: LossReason, cause?: unknown): void {
-    if (this.#released || this.#loss !== undefined) return;
-    this.#loss = new LockLostError(this.#key, reason, cause);
-    this.#abort();
+    if (this.#isReleased || this.#loss !== undefined) return;
+    const { key } = this.claim;
+    const error = this.#loss = new LockLostError(key, reason, cause);
+    this.#stop();
+    this.#controller?.abort(error);
+    this.#tell({ type: "lost", heldMs: this.heldMs, reason, error });
   }
 
   /**
@@ -94,34 +246,83 @@ export class Keeper {
    * have been lost by now, lost it stays.
    */
   release(): void {
-    if (this.remainingMs === 0) return;
-    this.#released = true;
-    this.#stopWatching();
+    if (this.loss !== undefined) return;
+    this.#isReleased = true;
+    this.#stop();
   }
 
-  #count(asked: Moment, validMs: number): void {
+  /** How long the lease can be known to last, from when it was asked for. */
+  get #validMs(): number {
+    return this.#ttlMs - driftMs(this.#ttlMs);
+  }
+
+  /** By how much two clocks may differ before one is disbelieved. */
+  get #unsureMs(): number {
+    return Math.max(driftMs(this.#ttlMs), UNSURE_MS);
+  }
+
+  /** Whether somebody is to be told of a loss as it happens. */
+  get #isWatched(): boolean {
+    return this.#controller !== undefined ||
+      this.#backend.onEvent !== undefined;
+  }
+
+  #count(asked: Moment, ttlMs: number): void {
     this.#asked = asked;
-    this.#validMs = validMs;
-    if (this.#callOff !== undefined) this.#watch();
+    this.#ttlMs = ttlMs;
+    this.#isInDoubt = false;
+    if (this.#isWatched) this.#watch();
+    if (this.terms.autoExtend) {
+      renewalOf(this.#backend).plan(this, this.dueAt);
+    }
+  }
+
+  #runOut(): void {
+    const why = this.#unanswered;
+    if (why === undefined) this.lose("expired");
+    else this.lose("unreachable", why === "pending" ? undefined : why);
+  }
+
+  /** Asks the server, and goes on from what is left, or declares the loss. */
+  async #settleDoubt(): Promise<void> {
+    this.#isInDoubt = true;
+    let asked = moment(this.#clock);
+    let standing: Standing;
+    try {
+      // No longer than is left in the best case: a loss must be told.
+      const limitMs = this.#validMs - (asked.now - this.#asked.now);
+      standing = await within(this.#clock, limitMs, async () => {
+        // Overtaken by us, an extension to less could still come after.
+        await this.#underWay;
+        asked = moment(this.#clock);
+        return await this.#backend.inquire(this.claim);
+      });
+    } catch (cause) {
+      if (this.#isInDoubt) this.lose("unreachable", cause);
+      return;
+    }
+    // A renewal may have been the first to get an answer.
+    if (!this.#isInDoubt || this.#isReleased) return;
+    const { verdict, leftMs } = standing;
+    if (verdict === "taken") this.lose("taken");
+    else if (verdict === "absent") this.lose("expired");
+    else this.#count(asked, leftMs);
   }
 
   /** Looks again when the lease should be over, as often as it was prolonged. */
   #watch(): void {
-    this.#stopWatching();
+    this.#callOff?.();
+    this.#callOff = undefined;
     const left = this.remainingMs;
     if (left > 0) {
       this.#callOff = this.#clock.setTimer(() => this.#watch(), left);
     }
   }
 
-  #stopWatching(): void {
+  #stop(): void {
     this.#callOff?.();
     this.#callOff = undefined;
-  }
-
-  #abort(): void {
-    this.#stopWatching();
-    this.#controller?.abort(this.#loss);
+    if (this.terms.autoExtend) renewalOf(this.#backend).drop(this);
   }
 
   /**
@@ -143,4 +344,15 @@ export class Keeper {
       throwIfAborted: { value: judged(signal.throwIfAborted.bind(signal)) },
     });
   }
+
+  /** Tells the observer, if there is one. */
+  #tell(event: Untold<LockEvent>): void {
+    if (this.#backend.onEvent === undefined) return;
+    const { key, owner } = this.claim;
+    tell(this.#backend, { ...event, key, label: labelOf(owner) } as LockEvent);
+  }
 }
+
+/** An event without what all of one lock's have in common. */
+type Untold<Event> = Event extends LockEvent ? Omit<Event, "key" | "label">
+  : never;

@@ -33,16 +33,23 @@ export interface LockOptions {
    */
   waitMs?: number;
   /**
-   * Whether to renew the lock in the background. Not built yet: `true` is
-   * refused.
+   * Whether to renew the lock in the background until it is released, so that
+   * `ttl` is only what a crash costs. Default: `true` for `withLock`, `false`
+   * for `acquireLock`.
    */
   autoExtend?: boolean;
-  /** Milliseconds after which renewal stops. Not built yet: refused. */
+  /**
+   * Milliseconds after which a lock ends however often it was renewed: its
+   * signal aborts with the reason `max-hold`. Default: none.
+   */
   maxHoldMs?: number;
+  /**
+   * Whether to draw a fencing token, in the same round trip: see
+   * {@linkcode DistributedLock.fencingToken}. Default: `false`.
+   */
+  fencing?: boolean;
   /** How many waiters one turn in line may serve. Not built yet: refused. */
   localTurns?: number;
-  /** Whether to draw a fencing token. Not built yet: `true` is refused. */
-  fencing?: boolean;
 }
 
 /** {@linkcode LockOptions}, checked, complete and in milliseconds. */
@@ -52,6 +59,9 @@ export interface Settings {
   readonly errorMessage: string;
   readonly label: string | undefined;
   readonly signal: AbortSignal | undefined;
+  readonly autoExtend: boolean;
+  readonly maxHoldMs: number;
+  readonly fencing: boolean;
 }
 
 const DEFAULTS: Settings = {
@@ -60,7 +70,27 @@ const DEFAULTS: Settings = {
   errorMessage: "Operation in progress, please try again later",
   label: undefined,
   signal: undefined,
+  autoExtend: false,
+  maxHoldMs: Infinity,
+  fencing: false,
 };
+const DEFAULTS_SCOPED: Settings = { ...DEFAULTS, autoExtend: true };
+
+/** All options there are: the object has them by name, so none is forgotten. */
+const NAMES = Object.keys(
+  {
+    ttl: 0,
+    waitMs: 0,
+    signal: 0,
+    throwOnFail: 0,
+    errorMessage: 0,
+    autoExtend: 0,
+    maxHoldMs: 0,
+    localTurns: 0,
+    fencing: 0,
+    label: 0,
+  } satisfies Record<keyof LockOptions, 0>,
+);
 
 const LONGEST_LABEL = 200;
 
@@ -157,30 +187,49 @@ function notYet(action: string, name: string, value: unknown, idle: unknown) {
  *
  * @param action What the call was to do, for messages.
  * @param options As the caller gave them.
+ * @param isScoped Whether the lock ends with a function: then it is renewed.
  */
-export function readOptions(action: string, options: unknown): Settings {
-  if (options === undefined) return DEFAULTS;
-  if (typeof options !== "object" || options === null) {
+export function readOptions(
+  action: string,
+  options: unknown,
+  isScoped: boolean,
+): Settings {
+  const defaults = isScoped ? DEFAULTS_SCOPED : DEFAULTS;
+  if (options === undefined) return defaults;
+  if (
+    typeof options !== "object" || options === null || Array.isArray(options)
+  ) {
     wrongType(action, "options must be an object", options);
   }
-  let { ttlMs, throwOnFail, errorMessage, label, signal } = DEFAULTS;
-  for (const [name, value] of Object.entries(options)) {
+  for (const name in options) {
+    if (!NAMES.includes(name)) {
+      wrongType(action, "options must have known names only", name);
+    }
+  }
+  const settings: { -readonly [Name in keyof Settings]: Settings[Name] } = {
+    ...defaults,
+  };
+  // By name, so that a getter or an inherited default is an option too.
+  for (const name of NAMES) {
+    const value: unknown = Reflect.get(options, name);
     if (value === undefined) continue;
     switch (name) {
       case "ttl":
-        ttlMs = readTtl(action, value);
+        settings.ttlMs = readTtl(action, value);
         break;
       case "throwOnFail":
+      case "autoExtend":
+      case "fencing":
         if (typeof value !== "boolean") {
-          wrongType(action, "throwOnFail must be a boolean", value);
+          wrongType(action, `${name} must be a boolean`, value);
         }
-        throwOnFail = value;
+        settings[name] = value;
         break;
       case "errorMessage":
         if (typeof value !== "string") {
           wrongType(action, "errorMessage must be a string", value);
         }
-        errorMessage = value;
+        settings.errorMessage = value;
         break;
       case "label":
         if (typeof value !== "string") {
@@ -190,30 +239,29 @@ export function readOptions(action: string, options: unknown): Settings {
           const rule = `label must be of at most ${LONGEST_LABEL} characters`;
           outOfRange(action, rule, value);
         }
-        label = value;
+        settings.label = value;
+        break;
+      case "maxHoldMs":
+        if (typeof value !== "number") {
+          wrongType(action, "maxHoldMs must be a number", value);
+        }
+        if (!(value > 0)) outOfRange(action, "maxHoldMs must be > 0", value);
+        settings.maxHoldMs = value;
         break;
       case "signal":
         if (!isAbortSignal(value)) {
           wrongType(action, "signal must be an AbortSignal", value);
         }
-        signal = value;
+        settings.signal = value;
         break;
       case "waitMs":
         notYet(action, name, value, 0);
         break;
-      case "autoExtend":
-      case "fencing":
-        notYet(action, name, value, false);
-        break;
-      case "maxHoldMs":
       case "localTurns":
         notYet(action, name, value, undefined);
-        break;
-      default:
-        wrongType(action, "options must have known names only", name);
     }
   }
-  return { ttlMs, throwOnFail, errorMessage, label, signal };
+  return settings;
 }
 
 /** By shape: signals of another realm, and polyfills, are signals too. */

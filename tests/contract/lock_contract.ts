@@ -242,8 +242,8 @@ export function lockContract(
     const lock = await acquireLock(on, key, { label });
     assertEquals(labelOf(lock.owner), label);
     assertEquals(
-      await connect(on).extend({ key, owner: lock.owner, ttlMs: 9_000 }),
-      "done",
+      await connect(on).extend([{ key, owner: lock.owner, ttlMs: 9_000 }]),
+      ["done"],
     );
     assertEquals(await lock.release(), true);
   });
@@ -327,7 +327,11 @@ export function lockContract(
     pass,
   }) => {
     const error = await assertRejects(
-      () => withLock(on, key, () => pass(80), { ttl: 0.05 }),
+      () =>
+        withLock(on, key, () => pass(80), {
+          ttl: 0.05,
+          autoExtend: false,
+        }),
       LockLostError,
     );
     assertEquals(error.reason, "expired");
@@ -475,7 +479,8 @@ class Others {
 
   /** Whether it is somebody else's now. */
   async hasIt(): Promise<boolean> {
-    return await connect(this.#on).extend(this.#claim) === "done";
+    const [verdict] = await connect(this.#on).extend([this.#claim]);
+    return verdict === "done";
   }
 
   /** Gives back what was taken over. */

@@ -13,6 +13,8 @@ import {
 } from "@std/assert";
 import { Buffer } from "node:buffer";
 
+import type { Redis } from "ioredis";
+
 import {
   acquireLock,
   DistributedLock,
@@ -204,6 +206,12 @@ const badOptions: [
     "an object",
   ],
   [{ signal: 5000 }, TypeError, "signal must be an AbortSignal", "5000"],
+  [{ autoExtend: 1 }, TypeError, "autoExtend must be a boolean", "1"],
+  [{ fencing: "yes" }, TypeError, "fencing must be a boolean", '"yes"'],
+  [{ maxHoldMs: "1" }, TypeError, "maxHoldMs must be a number", '"1"'],
+  [{ maxHoldMs: 0 }, RangeError, "maxHoldMs must be > 0", "0"],
+  [{ maxHoldMs: NaN }, RangeError, "maxHoldMs must be > 0", "NaN"],
+  [[], TypeError, "options must be an object", "an array"],
 ];
 
 /** To be removed one by one, as they are built. */
@@ -215,24 +223,6 @@ const notBuiltYet: typeof badOptions = [
     "5",
   ],
   [
-    { autoExtend: true },
-    RangeError,
-    "autoExtend is not built yet and must be false",
-    "true",
-  ],
-  [
-    { fencing: true },
-    RangeError,
-    "fencing is not built yet and must be false",
-    "true",
-  ],
-  [
-    { maxHoldMs: 1 },
-    RangeError,
-    "maxHoldMs is not built yet and must be left out",
-    "1",
-  ],
-  [
     { localTurns: 4 },
     RangeError,
     "localTurns is not built yet and must be left out",
@@ -242,7 +232,9 @@ const notBuiltYet: typeof badOptions = [
 
 /** Options as the name of a test shows them. */
 function shown(options: unknown): string {
-  if (typeof options !== "object" || options === null) {
+  if (
+    typeof options !== "object" || options === null || Array.isArray(options)
+  ) {
     return JSON.stringify(options);
   }
   const [[name, value]] = Object.entries(options);
@@ -296,8 +288,6 @@ const goodOptions: [
   }],
   ["what is not built yet, asked for in vain", {
     waitMs: 0,
-    autoExtend: false,
-    fencing: false,
   }],
 ];
 
@@ -403,6 +393,21 @@ const noClients: [what: string, on: () => unknown, value: string][] = [
     () => new FakeClient("customCommand"),
     "an object (FakeClient)",
   ],
+  [
+    "a pipeline",
+    () => (open[0].client as Redis).pipeline(),
+    "an object (Pipeline)",
+  ],
+  [
+    "a transaction",
+    () => (open[0].client as Redis).multi(),
+    "an object (Pipeline)",
+  ],
+  [
+    "a node-redis transaction",
+    () => (open[2].client as unknown as { multi(): unknown }).multi(),
+    "an object (Class)",
+  ],
   ["a client of Bun", () => new FakeClient("send"), "an object (FakeClient)"],
 ];
 
@@ -470,7 +475,7 @@ const badLocks: [
     TypeError,
     "value must be a string: current value is undefined",
   ],
-  [7, 10, TypeError, "value must be a string: current value is number"],
+  [7, 10, TypeError, "value must be a string: current value is a number"],
   ["", 10, RangeError, 'value must not be empty: current value is ""'],
   [
     "owner",
@@ -882,14 +887,14 @@ for (
       await using it = await open(fake.url);
       for (const throwOnFail of [true, false]) {
         const error = await caught(() =>
-          acquireLock(it.client, "errors:k", { throwOnFail })
+          acquireLock(it.client, "errors:k", { throwOnFail, ttl: 0.1 })
         );
         assertInstanceOf(error, LockBackendError);
         assertEquals(error.reply, undefined);
         assertDiscreet(error);
       }
     }
-  });
+  }, { allowTimers: "it may be written yet: cleaned up after for 100 ms" });
 }
 
 // ── The server says nothing ────────────────────────────────────────────────

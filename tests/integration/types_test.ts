@@ -56,12 +56,8 @@ const targets: { [kind: string]: () => LockTarget } = {
   "node-redis 5, by the type that people write": () => createRedis5() as Redis5,
   "node-redis 5, a pool": () => createRedis5Pool(),
   "node-redis 5, a cluster": () => createRedis5Cluster(nodes),
-  // @ts-expect-error Not yet: its SET takes EX or PX but not maybe both.
   "node-redis 4": () => createRedis4(),
-  "node-redis 4, by the type that people write": () =>
-    // @ts-expect-error As above.
-    createRedis4() as Redis4,
-  // @ts-expect-error As above.
+  "node-redis 4, by the type that people write": () => createRedis4() as Redis4,
   "node-redis 4, a cluster": () => createRedis4Cluster(nodes),
   "a bare object around ioredis": () => {
     const redis = new Ioredis6(lazy);

@@ -77,10 +77,8 @@ export const clients: readonly ClientKind[] = [
   },
   {
     name: "redis4",
-    open: (url, how) => {
-      const client = createRedis4(nodeSettings(url, how));
-      return openNodeRedis(client as unknown as AnyNodeRedis, how);
-    },
+    open: (url, how) =>
+      openNodeRedis(createRedis4(nodeSettings(url, how)), how),
   },
   {
     name: "redis pool",

@@ -8,31 +8,42 @@ import {
   assertThrows,
 } from "@std/assert";
 
+import { memory } from "@dreamer/utils/lock/memory";
+import type { Backend } from "../../../src/core/backend.ts";
 import { moment } from "../../../src/core/clock.ts";
 import { LockLostError } from "../../../src/core/errors.ts";
 import { Keeper } from "../../../src/core/keeper.ts";
-import { FakeClock } from "../../support/fake_clock.ts";
+import { FakeClock, settle } from "../../support/fake_clock.ts";
 import { test } from "../../support/test.ts";
 
 const TTL_MS = 10_000;
 /** Ten seconds, less one percent and 2 ms. */
 const VALID_MS = 9_898;
+const HOUR_MS = 3_600_000;
+const CLAIM = { key: "k", owner: "o", ttlMs: TTL_MS };
+const PLAIN = { autoExtend: false, maxHoldMs: Infinity, fencing: false };
 
-function keep(ttlMs = TTL_MS): { clock: FakeClock; keeper: Keeper } {
+/** A hold on a server whose clock is the process's own. */
+async function keep(terms: Partial<typeof PLAIN> = {}, ttlMs = TTL_MS) {
   const clock = new FakeClock();
-  return { clock, keeper: new Keeper(clock, "k", moment(clock), ttlMs) };
+  const backend = memory({ clock });
+  const claim = { ...CLAIM, ttlMs };
+  const asked = moment(clock);
+  await backend.tryAcquire(claim);
+  const keeper = new Keeper(backend, claim, asked, { ...PLAIN, ...terms });
+  return { clock, backend, keeper };
 }
 
 test("Keeper counts from before the request, less the drift", () => {
   const clock = new FakeClock();
   const asked = moment(clock);
   clock.stall(3_000);
-  const keeper = new Keeper(clock, "k", asked, TTL_MS);
+  const keeper = new Keeper(memory({ clock }), CLAIM, asked, PLAIN);
   assertEquals(keeper.remainingMs, VALID_MS - 3_000);
 });
 
 test("Keeper gives up before the server does, by timer", async () => {
-  const { clock, keeper } = keep();
+  const { clock, keeper } = await keep();
   const { signal } = keeper;
   await clock.advance(VALID_MS - 1);
   assertFalse(signal.aborted);
@@ -42,8 +53,8 @@ test("Keeper gives up before the server does, by timer", async () => {
   assertEquals(clock.pending, 0);
 });
 
-test("Keeper sets no timer until somebody asks for the signal", () => {
-  const { clock, keeper } = keep();
+test("Keeper sets no timer until somebody asks for the signal", async () => {
+  const { clock, keeper } = await keep();
   assertEquals(keeper.remainingMs, VALID_MS);
   assertEquals(clock.pending, 0);
   keeper.signal;
@@ -55,13 +66,13 @@ test("Keeper sets no timer until somebody asks for the signal", () => {
 for (
   const [what, go] of [
     ["a blocked event loop", (clock: FakeClock) => clock.stall(TTL_MS)],
-    ["a suspended machine", (clock: FakeClock) => clock.suspend(TTL_MS)],
-    ["a wall clock set an hour forward", (clock: FakeClock) => {
-      clock.stepWall(3_600_000);
-    }],
     ["a stall that the wall clock never saw", (clock: FakeClock) => {
       clock.stall(TTL_MS);
-      clock.stepWall(-3_600_000);
+      clock.stepWall(-HOUR_MS);
+    }],
+    ["a stall, and the wall clock set forward", (clock: FakeClock) => {
+      clock.stall(TTL_MS);
+      clock.stepWall(HOUR_MS);
     }],
   ] as const
 ) {
@@ -79,8 +90,8 @@ for (
       }],
     ] as [string, (keeper: Keeper, signal: AbortSignal) => boolean][]
   ) {
-    test(`Keeper: ${sentence}, by ${how}`, () => {
-      const { clock, keeper } = keep();
+    test(`Keeper: ${sentence}, by ${how}`, async () => {
+      const { clock, keeper } = await keep();
       const { signal } = keeper;
       assertFalse(signal.aborted);
       go(clock);
@@ -91,20 +102,72 @@ for (
   }
 }
 
-test("Keeper keeps to the monotonic clock when the wall clock goes back", () => {
-  const { clock, keeper } = keep();
-  clock.stepWall(-3_600_000);
-  clock.stall(4_000);
-  assertEquals(keeper.remainingMs, VALID_MS - 4_000);
+for (
+  const [what, go] of [
+    ["the wall clock is set an hour forward", (clock: FakeClock) => {
+      clock.stepWall(HOUR_MS);
+    }],
+    ["the wall clock is set an hour back", (clock: FakeClock) => {
+      clock.stepWall(-HOUR_MS);
+    }],
+    ["the machine slept for a little", (clock: FakeClock) => {
+      clock.suspend(3_000);
+    }],
+  ] as const
+) {
+  test(`Keeper: when ${what} it is not held until the server says so`, async () => {
+    const { clock, keeper } = await keep();
+    const { signal } = keeper;
+    clock.stall(1_000);
+    go(clock);
+    assertEquals(keeper.remainingMs, 0, "the first read");
+    assert(keeper.isInDoubt);
+    assertFalse(signal.aborted, "nobody knows yet");
+    await settle();
+    assertFalse(keeper.isInDoubt);
+    // Of the 9 s that the server has left, 1 % and 2 ms are not counted on.
+    assertEquals(keeper.remainingMs, 9_000 - 92);
+    assertFalse(signal.aborted);
+    await clock.advance(9_000 - 92);
+    assert(signal.aborted, "watched on");
+    assertEquals(clock.pending, 0);
+  });
+}
+
+test("Keeper: in doubt, with a server that does not answer, it is lost", async () => {
+  const { clock, backend } = await keep();
+  const mute = Object.assign(Object.create(backend) as Backend, {
+    clock,
+    inquire: () => new Promise(() => {}),
+  });
+  const keeper = new Keeper(mute, CLAIM, moment(clock), PLAIN);
+  const { signal } = keeper;
+  clock.stall(1_000);
+  clock.stepWall(-HOUR_MS);
+  assertEquals(keeper.remainingMs, 0);
+  await clock.advance(VALID_MS - 1_001);
+  assertFalse(signal.aborted);
+  await clock.advance(1);
+  assertInstanceOf(signal.reason, LockLostError);
+  assertEquals(clock.pending, 0);
 });
 
-test("Keeper: a lost lock stays lost, whatever the clock or server says", () => {
-  const { clock, keeper } = keep();
-  clock.stepWall(3_600_000);
+test("Keeper: small differences of the clocks cost time, not trust", async () => {
+  const { clock, keeper } = await keep();
+  clock.stepWall(90);
+  assertEquals(keeper.remainingMs, VALID_MS - 90);
+  clock.stepWall(-180);
+  assertEquals(keeper.remainingMs, VALID_MS);
+  assertFalse(keeper.isInDoubt);
+});
+
+test("Keeper: a lost lock stays lost, whatever the clock or server says", async () => {
+  const { clock, keeper } = await keep();
+  clock.stall(TTL_MS);
   const { loss } = keeper;
   assert(loss);
-  clock.stepWall(-3_600_000);
-  keeper.renewed(moment(clock), TTL_MS);
+  const asked = keeper.asks(TTL_MS);
+  keeper.answered("done", asked, TTL_MS);
   keeper.lose("taken");
   keeper.release();
   assertEquals(keeper.remainingMs, 0);
@@ -113,14 +176,13 @@ test("Keeper: a lost lock stays lost, whatever the clock or server says", () => 
 });
 
 test("Keeper: a longer lease counts from when it was asked for", async () => {
-  const { clock, keeper } = keep();
+  const { clock, keeper } = await keep();
   const { signal } = keeper;
   clock.stall(5_000);
-  const asked = moment(clock);
-  keeper.expect(asked, TTL_MS);
+  const asked = keeper.asks(TTL_MS);
   await clock.advance(1_000);
   assertEquals(keeper.remainingMs, VALID_MS - 6_000, "not before the answer");
-  keeper.renewed(asked, TTL_MS);
+  keeper.answered("done", asked, TTL_MS);
   assertEquals(keeper.remainingMs, VALID_MS - 1_000);
   await clock.advance(VALID_MS - 1_001);
   assertFalse(signal.aborted);
@@ -129,21 +191,34 @@ test("Keeper: a longer lease counts from when it was asked for", async () => {
 });
 
 test("Keeper: a shorter lease counts before it is answered for", async () => {
-  const { clock, keeper } = keep();
+  const { clock, keeper } = await keep();
   const { signal } = keeper;
-  keeper.expect(moment(clock), 1_000);
+  keeper.asks(1_000);
   assertEquals(keeper.remainingMs, 988);
   await clock.advance(988);
   assert(signal.aborted, "the server may have had it at once");
 });
 
-test("Keeper: drift never eats a lease of a few milliseconds whole", () => {
-  assertEquals(keep(1).keeper.remainingMs, 0.5);
-  assertEquals(keep(10).keeper.remainingMs, 7.9);
+test("Keeper: an older answer says nothing of a shorter lease sent after", async () => {
+  const { clock, backend, keeper } = await keep();
+  clock.stall(100);
+  const renewal = keeper.asks(TTL_MS);
+  clock.stall(1);
+  // By hand, to one second: sent, and never answered.
+  backend.extend = () => new Promise(() => {});
+  void keeper.extend(1_000);
+  await settle();
+  keeper.answered("done", renewal, TTL_MS);
+  assertEquals(keeper.remainingMs, 988);
+});
+
+test("Keeper: drift never eats a lease of a few milliseconds whole", async () => {
+  assertEquals((await keep({}, 1)).keeper.remainingMs, 0.5);
+  assertEquals((await keep({}, 10)).keeper.remainingMs, 7.9);
 });
 
 test("Keeper: a released lock is neither held nor lost", async () => {
-  const { clock, keeper } = keep();
+  const { clock, keeper } = await keep();
   const { signal } = keeper;
   keeper.release();
   keeper.lose("taken");
@@ -152,4 +227,15 @@ test("Keeper: a released lock is neither held nor lost", async () => {
   assertEquals(keeper.loss, undefined);
   assertFalse(signal.aborted);
   assert(keeper.isOver);
+});
+
+test("Keeper: maxHoldMs ends a hold, and the signal says so", async () => {
+  const { clock, keeper } = await keep({ autoExtend: true, maxHoldMs: 25_000 });
+  const { signal } = keeper;
+  await clock.advance(24_700);
+  assertFalse(signal.aborted);
+  assert(keeper.remainingMs <= 300);
+  await clock.advance(300);
+  assertEquals((signal.reason as LockLostError).reason, "max-hold");
+  assertEquals(clock.pending, 0);
 });

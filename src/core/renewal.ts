@@ -1,0 +1,121 @@
+/**
+ * Renews all holds of one backend together: a thousand of them cost a few
+ * commands per period, and one timer.
+ */
+
+import { type Backend, type Claim, clockOf, type Verdict } from "./backend.ts";
+import type { Clock } from "./clock.ts";
+import { LockBackendError } from "./errors.ts";
+import type { Keeper } from "./keeper.ts";
+
+/** How many holds go into one command: a script holds everybody else up. */
+const MOST_AT_ONCE = 250;
+
+/** The renewal of each backend that has something to renew. */
+const renewals = new WeakMap<Backend, Renewal>();
+
+/** The renewal of `backend`. */
+export function renewalOf(backend: Backend): Renewal {
+  let renewal = renewals.get(backend);
+  if (renewal === undefined) {
+    renewals.set(backend, renewal = new Renewal(backend));
+  }
+  return renewal;
+}
+
+/** Extends each of `claims`; what a backend throws is the answer to all. */
+export async function extendAll(
+  backend: Backend,
+  claims: readonly Claim[],
+): Promise<readonly (Verdict | LockBackendError)[]> {
+  try {
+    return await backend.extend(claims);
+  } catch (cause) {
+    return claims.map(({ key }) =>
+      cause instanceof LockBackendError
+        ? cause
+        : new LockBackendError(key, `Cannot extend "${key}"`, cause)
+    );
+  }
+}
+
+/**
+ * Due is a hold at a third of its lease. An attempt that has no answer after a
+ * sixth of it counts as lost, one that failed is repeated after a twelfth: time
+ * for five and more before the lease is over.
+ */
+export class Renewal {
+  readonly #backend: Backend;
+  readonly #clock: Clock;
+  /** When each hold is due, by the monotonic clock. */
+  readonly #dueAt = new Map<Keeper, number>();
+  #wakesAt = Infinity;
+  #callOff = () => {};
+
+  constructor(backend: Backend) {
+    this.#backend = backend;
+    this.#clock = clockOf(backend);
+  }
+
+  /** Renews the hold of `keeper` at `dueAt`, and from then on. */
+  plan(keeper: Keeper, dueAt: number): void {
+    this.#dueAt.set(keeper, dueAt);
+    if (dueAt < this.#wakesAt) this.#wakeAt(dueAt);
+  }
+
+  /** Leaves the hold of `keeper` alone. */
+  drop(keeper: Keeper): void {
+    this.#dueAt.delete(keeper);
+    if (this.#dueAt.size === 0) this.#wakeAt(Infinity);
+  }
+
+  #wakeAt(at: number): void {
+    this.#callOff();
+    this.#wakesAt = at;
+    this.#callOff = at === Infinity
+      ? () => {}
+      : this.#clock.setTimer(() => this.#round(), at - this.#clock.now());
+  }
+
+  /** Renews what is due, along with what will be soon. */
+  #round(): void {
+    const now = this.#clock.now();
+    const due: Keeper[] = [];
+    let next = Infinity;
+    for (const [keeper, dueAt] of this.#dueAt) {
+      const { ttlMs } = keeper.claim;
+      // Judged before it is renewed: after a stall it may be too late.
+      if (keeper.loss !== undefined) continue;
+      let again = dueAt;
+      // Early by up to half a period, so that many go together from now on.
+      if (dueAt <= now + ttlMs / 6) {
+        if (!keeper.needsRenewal) {
+          this.#dueAt.delete(keeper);
+          continue;
+        }
+        this.#dueAt.set(keeper, again = now + ttlMs / 6);
+        if (!keeper.isBeingExtended) due.push(keeper);
+      }
+      next = Math.min(next, again);
+    }
+    this.#wakeAt(next);
+    for (let i = 0; i < due.length; i += MOST_AT_ONCE) {
+      void this.#renew(due.slice(i, i + MOST_AT_ONCE));
+    }
+  }
+
+  async #renew(keepers: readonly Keeper[]): Promise<void> {
+    const claims = keepers.map(({ claim }) => claim);
+    const asked = keepers.map((keeper) => keeper.asks(keeper.claim.ttlMs));
+    const extension = extendAll(this.#backend, claims);
+    for (const keeper of keepers) keeper.isUnderWay(extension);
+    const answers = await extension;
+    for (const [i, keeper] of keepers.entries()) {
+      const { ttlMs } = keeper.claim;
+      keeper.answered(answers[i], asked[i], ttlMs);
+      if (typeof answers[i] !== "string" && this.#dueAt.has(keeper)) {
+        this.plan(keeper, this.#clock.now() + ttlMs / 12);
+      }
+    }
+  }
+}
