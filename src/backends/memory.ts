@@ -65,7 +65,7 @@ class MemoryBackend implements Backend {
   #sweepAt = 64;
   /** The greatest token drawn for any key: one number is as good as many. */
   #fence = 0;
-  readonly #written = new Map<string, FencedWrite>();
+  readonly #written = new Map<string, FencedWrite & { expiresAt: number }>();
 
   constructor(options: MemoryOptions) {
     this.clock = options.clock ?? systemClock;
@@ -170,10 +170,14 @@ class MemoryBackend implements Backend {
   }
 
   writeFenced(write: FencedWrite): Promise<boolean> {
-    const last = this.#written.get(write.key);
-    const isLate = last !== undefined &&
-      write.fencingToken < last.fencingToken;
-    if (!isLate) this.#written.set(write.key, write);
+    const { key, fencingToken, ttlMs = Infinity } = write;
+    const now = this.clock.now();
+    const last = this.#written.get(key);
+    const isLate = last !== undefined && last.expiresAt > now &&
+      fencingToken < last.fencingToken;
+    if (!isLate) {
+      this.#written.set(key, { ...write, expiresAt: now + ttlMs });
+    }
     return Promise.resolve(!isLate);
   }
 

@@ -82,13 +82,15 @@ export class Renewal {
     const now = this.#clock.now();
     const due: Keeper[] = [];
     let next = Infinity;
+    // Woken for an answer that has come since, there may be nothing to do.
+    const isTime = [...this.#dueAt.values()].some((dueAt) => dueAt <= now);
     for (const [keeper, dueAt] of this.#dueAt) {
       const { ttlMs } = keeper.claim;
       // Judged before it is renewed: after a stall it may be too late.
       if (keeper.loss !== undefined) continue;
       let again = dueAt;
       // Early by up to half a period, so that many go together from now on.
-      if (dueAt <= now + ttlMs / 6) {
+      if (isTime && dueAt <= now + ttlMs / 6) {
         if (!keeper.needsRenewal) {
           this.#dueAt.delete(keeper);
           continue;

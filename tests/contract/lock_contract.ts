@@ -18,6 +18,10 @@ import {
 import {
   acquireLock,
   DistributedLock,
+  fencedSet,
+  forceRelease,
+  inspectLock,
+  listLocks,
   LockError,
   LockLostError,
   LockNotAcquiredError,
@@ -340,6 +344,193 @@ export function lockContract(
       return lock !== null && lock.release();
     });
   });
+
+  holds("withLock() renews for as long as fn takes", async ({
+    on,
+    key,
+    pass,
+  }) => {
+    const value = await withLock(on, key, async (lock) => {
+      for (let i = 0; i < 10; i++) {
+        await pass(60);
+        lock.assertHeld();
+        assertStrictEquals(
+          await acquireLock(on, key, { throwOnFail: false }),
+          null,
+        );
+      }
+      return "done";
+    }, { ttl: 0.3 });
+    assertEquals(value, "done");
+  });
+
+  holds(
+    "maxHoldMs ends a hold that is renewed, and the signal says so",
+    async ({
+      on,
+      key,
+      pass,
+    }) => {
+      const error = await assertRejects(
+        () =>
+          withLock(on, key, async ({ signal }) => {
+            while (!signal.aborted) await pass(10);
+          }, { ttl: 0.2, maxHoldMs: 300 }),
+        LockLostError,
+      );
+      assertEquals(error.reason, "max-hold");
+    },
+  );
+
+  holds(
+    "fencing tokens grow with each hold, however the last one ended",
+    async ({
+      on,
+      key,
+      others,
+      pass,
+    }) => {
+      const drawn: number[] = [];
+      const draw = async (ttl = 10) => {
+        const lock = await acquireLock(on, key, { ttl, fencing: true });
+        assert(Number.isSafeInteger(lock.fencingToken));
+        drawn.push(lock.fencingToken!);
+        return lock;
+      };
+      await (await draw()).release();
+      await others.delete(await draw());
+      const lock = await draw(0.05);
+      await until(pass, () => Promise.resolve(!lock.isAcquired()));
+      await pass(20);
+      await using last = await draw();
+      const refused = await acquireLock(on, key, {
+        fencing: true,
+        throwOnFail: false,
+      });
+      assertStrictEquals(refused, null);
+      assertEquals(drawn, [...drawn].sort((a, b) => a - b));
+      assertEquals(new Set(drawn).size, drawn.length);
+      assertEquals(last.fencingToken, drawn.at(-1));
+      const plain = new DistributedLock(on, `${key}:plain`, "v", 5);
+      assertEquals(plain.fencingToken, undefined);
+    },
+  );
+
+  holds(
+    "fencedSet() refuses the late, and lets the same hold write again",
+    async ({
+      on,
+      key,
+      pass,
+    }) => {
+      const target = `{${key}}:target`;
+      assertEquals(await fencedSet(on, target, "b", 7, { ttl: 0.5 }), true);
+      assertEquals(await fencedSet(on, target, "a", 6, { ttl: 0.5 }), false);
+      assertEquals(await fencedSet(on, target, "c", 7, { ttl: 0.5 }), true);
+      assertEquals(await fencedSet(on, target, "d", 8, { ttl: 0.001 }), true);
+      await pass(20);
+      // Forgotten together with the value.
+      assertEquals(await fencedSet(on, target, "e", 1, { ttl: 0.001 }), true);
+      await pass(20);
+    },
+  );
+
+  holds("resume() goes on with a lock that was let go of by toJSON()", async ({
+    on,
+    key,
+    others,
+    pass,
+  }) => {
+    const lock = await acquireLock(on, key, {
+      ttl: 0.4,
+      autoExtend: true,
+      fencing: true,
+      label: "moved",
+    });
+    const { owner, fencingToken } = lock;
+    const json = JSON.stringify(lock);
+    assertFalse(lock.isAcquired());
+    assertFalse(lock.signal.aborted, "handed over is not lost");
+    assertEquals(await lock.release(), false);
+    assertThrows(() => lock.toJSON(), LockError, "handed over");
+    const resumed = await DistributedLock.resume(on, json);
+    assertEquals([resumed.owner, resumed.fencingToken], [owner, fencingToken]);
+    for (let i = 0; i < 10; i++) {
+      await pass(60);
+      resumed.assertHeld();
+    }
+    await others.take(resumed);
+    const taken = await assertRejects(
+      () => DistributedLock.resume(on, json),
+      LockLostError,
+    );
+    assertEquals(taken.reason, "taken");
+    await others.leave();
+    const gone = await assertRejects(
+      () => DistributedLock.resume(on, json),
+      LockLostError,
+    );
+    assertEquals(gone.reason, "expired");
+    await resumed.release();
+  });
+
+  holds("inspectLock() tells all but the owner", async ({ on, key }) => {
+    assertEquals((await inspectLock(on, key)).held, false);
+    const lock = await acquireLock(on, key, {
+      ttl: 5,
+      label: "me",
+      fencing: true,
+    });
+    const info = await inspectLock(on, key);
+    assertEquals(info.key, key);
+    assertEquals([info.held, info.label], [true, "me"]);
+    assertEquals(info.fencingToken, lock.fencingToken);
+    assert(info.remainingMs! > 3_000 && info.remainingMs! <= 5_000);
+    assertFalse(JSON.stringify(info).includes(lock.owner.slice(0, 32)));
+    await lock.release();
+    assertEquals((await inspectLock(on, key)).held, false);
+  });
+
+  holds("forceRelease() frees a lock, and its holder is told", async ({
+    on,
+    key,
+    pass,
+  }) => {
+    assertEquals(await forceRelease(on, key), false);
+    const lock = await acquireLock(on, key, { ttl: 0.4, autoExtend: true });
+    const { signal } = lock;
+    assertEquals(await forceRelease(on, key), true);
+    const next = await acquireLock(on, key, { ttl: 10 });
+    await until(pass, () => Promise.resolve(signal.aborted));
+    assertEquals(signal.reason.reason, "taken");
+    assertEquals(await lock.release(), false);
+    assertEquals(await next.release(), true);
+  });
+
+  if (name !== "minimal") {
+    holds(
+      "listLocks() lists what matches, each once, and nothing else",
+      async ({
+        on,
+        key,
+      }) => {
+        const names = Array.from({ length: 30 }, (_, i) => `${key}:list:${i}`);
+        const locks = await Promise.all(
+          names.map((name) =>
+            acquireLock(on, name, { fencing: true, label: name })
+          ),
+        );
+        await using _ = await acquireLock(on, `${key}:other`);
+        const listed: string[] = [];
+        for await (const info of listLocks(on, `${key}:list:*`)) {
+          assertEquals(info.label, info.key);
+          listed.push(info.key);
+        }
+        assertEquals(listed.sort(), names.sort());
+        await Promise.all(locks.map((lock) => lock.release()));
+      },
+    );
+  }
 
   holds("withLock() is content with an fn that released by itself", async ({
     on,
