@@ -6,6 +6,7 @@ import {
   type Backend,
   type Claim,
   clockOf,
+  type Refusal,
   type Verdict,
 } from "./core/backend.ts";
 import { moment } from "./core/clock.ts";
@@ -85,12 +86,12 @@ export function acquireLock(
   key: string,
   options?: LockOptions,
 ): Promise<DistributedLock | null>;
-export async function acquireLock(
+export function acquireLock(
   on: LockTarget,
   key: string,
   options?: LockOptions,
 ): Promise<DistributedLock | null> {
-  return await take(on, key, options, false);
+  return take(on, key, options, false);
 }
 
 /** Acquires for `acquireLock()`, and for `withLock()`, where it is `scoped`. */
@@ -110,22 +111,36 @@ async function take(
   }
   const { label, ttlMs } = settings;
   const claim = { key, owner: drawOwner(label), ttlMs };
-  const begunAt = backend.onEvent && clockOf(backend).now();
-  const answer = await acquire(backend, claim, failFast, settings);
-  const tookMs = begunAt === undefined ? 0 : clockOf(backend).now() - begunAt;
-  if (answer instanceof Keeper) {
-    if (begunAt !== undefined) {
+  const answer = await attempt(backend, claim, settings);
+  if (answer instanceof Keeper) return handle(backend, answer);
+  if (!settings.throwOnFail) return null;
+  const { errorMessage } = settings;
+  throw new LockNotAcquiredError(key, errorMessage, answer.retryAfterMs);
+}
+
+/** Acquires, and tells how it went before anything else can be told of it. */
+function attempt(
+  backend: Backend,
+  claim: Claim,
+  terms: Terms,
+): Promise<Keeper | Refusal> {
+  const answer = acquire(backend, claim, failFast, terms);
+  if (backend.onEvent === undefined) return answer;
+  const begunAt = clockOf(backend).now();
+  return answer.then((answer) => {
+    const { key, owner } = claim;
+    const label = labelOf(owner);
+    const tookMs = clockOf(backend).now() - begunAt;
+    if (answer instanceof Keeper) {
       const { fencingToken } = answer;
       tell(backend, { type: "acquired", key, label, tookMs, fencingToken });
+      answer.watch();
+    } else {
+      const { retryAfterMs } = answer;
+      tell(backend, { type: "refused", key, label, tookMs, retryAfterMs });
     }
-    return handle(backend, answer);
-  }
-  const { retryAfterMs } = answer;
-  if (begunAt !== undefined) {
-    tell(backend, { type: "refused", key, label, tookMs, retryAfterMs });
-  }
-  if (!settings.throwOnFail) return null;
-  throw new LockNotAcquiredError(key, settings.errorMessage, retryAfterMs);
+    return answer;
+  });
 }
 
 /**
@@ -298,6 +313,8 @@ export class DistributedLock implements AsyncDisposable {
   #wasHandedOver = false;
   /** Whether something of ours may be on the server. */
   #mayBeThere: boolean;
+  /** Whether a release went unanswered, and may have freed it all the same. */
+  #mayBeFreed = false;
   #acquiring: Promise<boolean> | undefined;
   #releasing: Promise<Verdict> | undefined;
 
@@ -433,15 +450,11 @@ export class DistributedLock implements AsyncDisposable {
       const owner = drawOwner(labelOf(this.#claim.owner));
       this.#claim = { ...this.#claim, owner };
     }
-    const answer = await acquire(
-      this.#backend,
-      this.#claim,
-      failFast,
-      this.#terms,
-    );
+    const answer = await attempt(this.#backend, this.#claim, this.#terms);
     if (!(answer instanceof Keeper)) return false;
     this.#keeper = answer;
     this.#mayBeThere = true;
+    this.#mayBeFreed = false;
     return true;
   }
 
@@ -482,22 +495,31 @@ export class DistributedLock implements AsyncDisposable {
   }
 
   /** Releases what may be there, and passes on what `then` makes of it. */
-  #free<T>(then: (verdict: Verdict) => T): Promise<T> {
+  #free<T>(
+    then: (verdict: Verdict, loss: LockLostError | undefined) => T,
+  ): Promise<T> {
     const backend = this.#backend;
-    const { heldMs } = this.#keeper!;
+    const keeper = this.#keeper!;
     const begunAt = backend.onEvent && clockOf(backend).now();
-    this.#keeper!.release();
+    const heldMs = begunAt === undefined ? 0 : keeper.heldMs;
+    keeper.release();
     return (this.#releasing = backend.release(this.#claim)).then(
       (verdict) => {
         this.#releasing = undefined;
         this.#mayBeThere = false;
-        if (begunAt !== undefined && verdict === "done") {
-          this.#tellOfRelease(heldMs, begunAt);
+        let { loss } = keeper;
+        if (verdict === "done") {
+          if (begunAt !== undefined) this.#tellOfRelease(heldMs, begunAt);
+        } else if (loss === undefined && !keeper.isOver && !this.#mayBeFreed) {
+          // Gone before its time: somebody else could be inside since.
+          if (verdict === "taken") loss = keeper.wasLost("taken", heldMs);
+          if (verdict === "absent") loss = keeper.wasLost("deleted", heldMs);
         }
-        return then(verdict);
+        return then(verdict, loss);
       },
       (error) => {
         this.#releasing = undefined;
+        this.#mayBeFreed = true;
         if (begunAt !== undefined) this.#tellOfRelease(heldMs, begunAt, error);
         throw error;
       },
@@ -533,11 +555,7 @@ export class DistributedLock implements AsyncDisposable {
     const loss = keeper?.loss;
     if (!this.#mayBeThere) return loss;
     try {
-      const verdict = await this.#free((verdict) => verdict);
-      if (loss !== undefined || keeper!.isOver) return loss;
-      // Gone before its time: somebody else could be inside since.
-      if (verdict === "taken") return new LockLostError(this.key, "taken");
-      if (verdict === "absent") return new LockLostError(this.key, "deleted");
+      return await this.#free((_, loss) => loss);
     } catch {
       this.#backend.discard(this.#claim);
     }
@@ -616,6 +634,7 @@ export class DistributedLock implements AsyncDisposable {
       fencingToken,
       leftMs,
     );
+    keeper.watch();
     const lock = handle(backend, keeper);
     lock.assertHeld();
     return lock;

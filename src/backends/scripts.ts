@@ -183,7 +183,7 @@ export function refusal(leftMs: number): Refusal {
  * Runs `script` by its digest, and in full where the server has not seen it:
  * new, restarted, failed over, or told to forget its scripts.
  */
-export async function run<
+export function run<
   Keys extends readonly string[],
   Args extends readonly string[],
   Result,
@@ -194,15 +194,18 @@ export async function run<
   args: Values<Args>,
 ): Promise<Result> {
   if (port.evalSha === undefined) {
-    return script.decode(await port.eval(script.lua, keys, args));
+    return port.eval(script.lua, keys, args).then(script.decode);
   }
-  script.sha ??= await sha1(script.lua);
-  try {
-    return script.decode(await port.evalSha(script.sha, keys, args));
-  } catch (error) {
+  if (script.sha === undefined) {
+    return sha1(script.lua).then((sha) => {
+      script.sha = sha;
+      return run(port, script, keys, args);
+    });
+  }
+  return port.evalSha(script.sha, keys, args).then(script.decode, (error) => {
     if (!/NOSCRIPT|NoScriptError/.test(String(error))) throw error;
-    return script.decode(await port.eval(script.lua, keys, args));
-  }
+    return port.eval(script.lua, keys, args).then(script.decode);
+  });
 }
 
 async function sha1(text: string): Promise<string> {

@@ -25,6 +25,8 @@ export function minimal(client: MinimalClient): Port {
     setIfAbsent: (key, value, unit, amount) =>
       client.set(key, value, unit, amount, "NX"),
     get: (key) => client.get(key),
-    eval: (lua, keys, args) => client.eval(lua, keys.length, ...keys, ...args),
+    // Async, as a double may throw where a client rejects, or answer at once.
+    eval: async (lua, keys, args) =>
+      await client.eval(lua, keys.length, ...keys, ...args),
   };
 }

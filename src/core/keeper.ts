@@ -86,7 +86,10 @@ export class Keeper {
     this.#asked = asked;
     this.#ttlMs = leftMs;
     if (terms.autoExtend) renewalOf(backend).plan(this, this.dueAt);
-    // An observer is told when it happens, not when somebody looks.
+  }
+
+  /** An observer, told of the hold by now, is told of its loss as it happens. */
+  watch(): void {
     if (this.#isWatched) this.#watch();
   }
 
@@ -216,6 +219,8 @@ export class Keeper {
   ): void {
     // Judged by the old lease first: a loss that was told can't be taken back.
     if (this.remainingMs === 0 && !this.#isInDoubt) return;
+    // Over for good while in doubt: no answer may bring it back to be renewed.
+    if (this.#isReleased || this.#loss !== undefined) return;
     const tookMs = this.#clock.now() - asked.now;
     if (answer instanceof LockBackendError) {
       this.#unanswered = answer;
@@ -241,12 +246,21 @@ export class Keeper {
     this.#tell({ type: "lost", heldMs: this.heldMs, reason, error });
   }
 
+  /** The release met with no hold of ours: it was lost before, and is told so. */
+  wasLost(reason: LossReason, heldMs: number): LockLostError {
+    const error = new LockLostError(this.claim.key, reason);
+    this.#tell({ type: "lost", heldMs, reason, error });
+    return error;
+  }
+
   /**
-   * It is about to be released: nobody counts on it from here on. Should it
-   * have been lost by now, lost it stays.
+   * It is about to be released: nobody counts on it from here on. Whoever
+   * watches is told if it has been lost by now; for all others two clocks need
+   * not be read, as the answer to the release will say it.
    */
   release(): void {
-    if (this.loss !== undefined) return;
+    if (this.#loss !== undefined) return;
+    if (this.#isWatched && this.loss !== undefined) return;
     this.#isReleased = true;
     this.#stop();
   }

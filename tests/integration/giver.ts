@@ -1,11 +1,12 @@
 /** The first process of `hand_over_test.ts`: gives its lock away when told to. */
-import { acquireLock, LockError } from "@dreamer/utils/lock";
+import { acquireLock, LockError, type LockOptions } from "@dreamer/utils/lock";
 import { args, lines, say } from "../support/child.ts";
 import { clients } from "../support/clients.ts";
 
-const [name, url, key, options] = args;
+const [name, url, key, json] = args;
+const options: LockOptions & { throwOnFail?: true } = JSON.parse(json);
 const { client } = await clients.find((kind) => kind.name === name)!.open(url);
-const lock = await acquireLock(client, key, JSON.parse(options));
+const lock = await acquireLock(client, key, options);
 const { signal, owner, fencingToken } = lock;
 say({ type: "held", owner, fencingToken });
 
