@@ -76,8 +76,8 @@ const DEFAULTS: Settings = {
 };
 const DEFAULTS_SCOPED: Settings = { ...DEFAULTS, autoExtend: true };
 
-/** All options there are: the object has them by name, so none is forgotten. */
-const NAMES = Object.keys(
+/** All options there are: of an object by name, so that none is forgotten. */
+const NAMES = new Set(Object.keys(
   {
     ttl: 0,
     waitMs: 0,
@@ -90,7 +90,7 @@ const NAMES = Object.keys(
     fencing: 0,
     label: 0,
   } satisfies Record<keyof LockOptions, 0>,
-);
+));
 
 const LONGEST_LABEL = 200;
 
@@ -201,67 +201,63 @@ export function readOptions(
   ) {
     wrongType(action, "options must be an object", options);
   }
-  for (const name in options) {
-    if (!NAMES.includes(name)) {
+  for (const name of Object.keys(options)) {
+    if (!NAMES.has(name)) {
       wrongType(action, "options must have known names only", name);
     }
   }
-  const settings: { -readonly [Name in keyof Settings]: Settings[Name] } = {
-    ...defaults,
-  };
-  // By name, so that a getter or an inherited default is an option too.
-  for (const name of NAMES) {
-    const value: unknown = Reflect.get(options, name);
-    if (value === undefined) continue;
-    switch (name) {
-      case "ttl":
-        settings.ttlMs = readTtl(action, value);
-        break;
-      case "throwOnFail":
-      case "autoExtend":
-      case "fencing":
-        if (typeof value !== "boolean") {
-          wrongType(action, `${name} must be a boolean`, value);
-        }
-        settings[name] = value;
-        break;
-      case "errorMessage":
-        if (typeof value !== "string") {
-          wrongType(action, "errorMessage must be a string", value);
-        }
-        settings.errorMessage = value;
-        break;
-      case "label":
-        if (typeof value !== "string") {
-          wrongType(action, "label must be a string", value);
-        }
-        if (value.length > LONGEST_LABEL) {
-          const rule = `label must be of at most ${LONGEST_LABEL} characters`;
-          outOfRange(action, rule, value);
-        }
-        settings.label = value;
-        break;
-      case "maxHoldMs":
-        if (typeof value !== "number") {
-          wrongType(action, "maxHoldMs must be a number", value);
-        }
-        if (!(value > 0)) outOfRange(action, "maxHoldMs must be > 0", value);
-        settings.maxHoldMs = value;
-        break;
-      case "signal":
-        if (!isAbortSignal(value)) {
-          wrongType(action, "signal must be an AbortSignal", value);
-        }
-        settings.signal = value;
-        break;
-      case "waitMs":
-        notYet(action, name, value, 0);
-        break;
-      case "localTurns":
-        notYet(action, name, value, undefined);
+  // Read by name, so that a getter or an inherited default is an option too.
+  const given: { [Name in keyof LockOptions]: unknown } = options;
+  const { ttl, signal, errorMessage, label, maxHoldMs } = given;
+  if (given.waitMs !== undefined) notYet(action, "waitMs", given.waitMs, 0);
+  if (given.localTurns !== undefined) {
+    notYet(action, "localTurns", given.localTurns, undefined);
+  }
+  if (signal !== undefined && !isAbortSignal(signal)) {
+    wrongType(action, "signal must be an AbortSignal", signal);
+  }
+  if (errorMessage !== undefined && typeof errorMessage !== "string") {
+    wrongType(action, "errorMessage must be a string", errorMessage);
+  }
+  if (label !== undefined) {
+    if (typeof label !== "string") {
+      wrongType(action, "label must be a string", label);
+    }
+    if (label.length > LONGEST_LABEL) {
+      const rule = `label must be of at most ${LONGEST_LABEL} characters`;
+      outOfRange(action, rule, label);
     }
   }
-  return settings;
+  if (maxHoldMs !== undefined) {
+    if (typeof maxHoldMs !== "number") {
+      wrongType(action, "maxHoldMs must be a number", maxHoldMs);
+    }
+    if (!(maxHoldMs > 0)) {
+      outOfRange(action, "maxHoldMs must be > 0", maxHoldMs);
+    }
+  }
+  return {
+    ttlMs: ttl === undefined ? defaults.ttlMs : readTtl(action, ttl),
+    throwOnFail: readBoolean(action, "throwOnFail", given, defaults),
+    errorMessage: errorMessage ?? defaults.errorMessage,
+    label,
+    signal,
+    autoExtend: readBoolean(action, "autoExtend", given, defaults),
+    maxHoldMs: maxHoldMs ?? defaults.maxHoldMs,
+    fencing: readBoolean(action, "fencing", given, defaults),
+  };
+}
+
+function readBoolean(
+  action: string,
+  name: "throwOnFail" | "autoExtend" | "fencing",
+  given: { [Name in keyof LockOptions]: unknown },
+  defaults: Settings,
+): boolean {
+  const value = given[name];
+  if (value === undefined) return defaults[name];
+  if (typeof value === "boolean") return value;
+  return wrongType(action, `${name} must be a boolean`, value);
 }
 
 /** By shape: signals of another realm, and polyfills, are signals too. */

@@ -559,6 +559,16 @@ export function lockContract(
       await others.delete(lock);
     }, LockLostError);
     assertEquals(error.reason, "deleted");
+    // Of two errors the runtime makes one (SuppressedError); neither is hidden.
+    const bad = new Error("the block failed");
+    const both = await assertRejects(async () => {
+      await using lock = await acquireLock(on, key);
+      await others.delete(lock);
+      throw bad;
+    }) as Error & { error: unknown; suppressed: unknown };
+    assertEquals(both.name, "SuppressedError");
+    assertInstanceOf(both.error, LockLostError);
+    assertStrictEquals(both.suppressed, bad);
   });
 
   holds("a constructed lock is acquired by acquire(), under its value", async ({
