@@ -33,7 +33,9 @@ import { tell } from "./core/events.ts";
  * Takes the lock on `key`, or says at once that it is taken.
  *
  * The server keeps it for `ttl` seconds unless it is extended or released; a
- * moment before, `lock.signal` aborts with {@linkcode LockLostError}.
+ * moment before, `lock.signal` aborts with {@linkcode LockLostError}. With
+ * `autoExtend` it is renewed in the background at a third of that time, and
+ * lost only if no renewal gets through until the end.
  *
  * @param on Where the lock lives: an ioredis or node-redis client, anything
  * with their `set`, `get`, `del` and `eval`, or a backend such as `memory()`.
@@ -94,7 +96,7 @@ export function acquireLock(
   return take(on, key, options, false);
 }
 
-/** Acquires for `acquireLock()`, and for `withLock()`, where it is `scoped`. */
+/** Acquires for `acquireLock()`, or for `withLock()`, where the lock is scoped. */
 async function take(
   on: LockTarget,
   key: string,
@@ -144,11 +146,13 @@ function attempt(
 }
 
 /**
- * Runs `fn` while holding the lock on `key`, and releases it afterwards.
+ * Runs `fn` while holding the lock on `key`, and releases it afterwards. The
+ * lock is renewed for as long as `fn` takes, unless `autoExtend` is `false`.
  *
  * What `fn` returns or throws is what comes out; a release that fails changes
  * nothing about that. If the lock was lost before `fn` was done, others may
- * have been inside: that is an error even though `fn` succeeded.
+ * have been inside: that is an error even though `fn` succeeded. Where `fn`
+ * failed, the loss is the `cause` of its error, if that had none.
  *
  * @param on Where the lock lives; see {@linkcode acquireLock}.
  * @param key What to lock.
@@ -454,7 +458,7 @@ export class DistributedLock implements AsyncDisposable {
     if (!(answer instanceof Keeper)) return false;
     this.#keeper = answer;
     this.#mayBeThere = true;
-    this.#mayBeFreed = false;
+    this.#mayBeFreed = this.#wasHandedOver = false;
     return true;
   }
 

@@ -1,0 +1,74 @@
+/** From a wish to a hold, where the answer is late or nobody wants it any more. */
+import {
+  assert,
+  assertEquals,
+  assertRejects,
+  assertStrictEquals,
+} from "@std/assert";
+
+import { acquireLock, LockBackendError } from "@dreamer/utils/lock";
+import { memory } from "@dreamer/utils/lock/memory";
+import { FakeClock, settle } from "../../support/fake_clock.ts";
+import { test } from "../../support/test.ts";
+
+/** A backend that keeps its answers back until it is told to give them. */
+function open() {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const ask = on.tryAcquire.bind(on);
+  let answer = () => {};
+  on.tryAcquire = async (claim) => {
+    const granted = await ask(claim);
+    await new Promise<void>((resolve) => answer = resolve);
+    return granted;
+  };
+  /** Whether anybody has the key. */
+  const isTaken = async () => (await on.inspect!("k")).owner !== undefined;
+  return { clock, on, isTaken, answer: () => answer() };
+}
+
+test("a grant that took longer than the lease is none, and is given back", async () => {
+  const { clock, on, isTaken, answer } = open();
+  const late = acquireLock(on, "k", { ttl: 10 });
+  await settle();
+  // Less than the server's ttl, and more than can be known to be left of it.
+  clock.stall(9_900);
+  assert(await isTaken());
+  answer();
+  const error = await assertRejects(() => late, LockBackendError);
+  assertEquals(
+    error.message,
+    'Cannot acquire "k": the answer took 9900 ms, longer than the lease',
+  );
+  assertEquals(await isTaken(), false);
+});
+
+test("an abort ends the wait for an answer, and what it granted is given back", async () => {
+  const { on, isTaken, answer } = open();
+  const controller = new AbortController();
+  const { signal } = controller;
+  const aborted = acquireLock(on, "k", { signal });
+  await settle();
+  const reason = new Error("no more");
+  controller.abort(reason);
+  assertStrictEquals(await aborted.catch((error) => error), reason);
+  assert(await isTaken());
+  answer();
+  await settle();
+  assertEquals(await isTaken(), false);
+});
+
+for (let turn = 0; turn < 12; turn++) {
+  test(`an abort ${turn} microtasks after the answer keeps handle and key together`, async () => {
+    const { on, isTaken, answer } = open();
+    const controller = new AbortController();
+    const granted = acquireLock(on, "k", { signal: controller.signal });
+    await settle();
+    answer();
+    for (let i = 0; i < turn; i++) await null;
+    controller.abort();
+    const lock = await granted.catch(() => null);
+    await settle();
+    assertEquals(await isTaken(), lock !== null);
+  });
+}
