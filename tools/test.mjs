@@ -22,7 +22,7 @@ import {
 } from "./bring.mjs";
 
 /** What one step may take: one that hangs must not hang the gate. */
-const LIMIT_MS = 240_000;
+const LIMIT_MS = 600_000;
 
 const { only, files } = parseArgs({
   options: { only: { type: "string" }, files: { type: "string" } },
