@@ -448,6 +448,8 @@ export class DistributedLock implements AsyncDisposable {
   }
 
   async #acquire(): Promise<boolean> {
+    // Under the same owner the server would take two handles for one.
+    if (this.#wasHandedOver && !this.#isDrawn) throw this.#notHeld();
     // A release under way, or one that failed, could free the new hold.
     await this.release();
     if (this.#keeper !== undefined && this.#isDrawn) {
@@ -558,6 +560,11 @@ export class DistributedLock implements AsyncDisposable {
     const keeper = this.#keeper;
     const loss = keeper?.loss;
     if (!this.#mayBeThere) return loss;
+    if (loss?.reason === "unreachable") {
+      // Known already, and no answer is to be waited for.
+      this.#backend.discard(this.#claim);
+      return loss;
+    }
     try {
       return await this.#free((_, loss) => loss);
     } catch {
@@ -594,6 +601,12 @@ export class DistributedLock implements AsyncDisposable {
     this.assertHeld();
     const keeper = this.#keeper!;
     const { key, owner, ttlMs } = this.#claim;
+    if (keeper.isBeingExtended) {
+      // It could cut the lease short after the other has asked what is left.
+      const message =
+        `The lock "${key}" is being extended: wait for that first`;
+      throw new LockError("LOCK_NOT_HELD", key, message);
+    }
     const { autoExtend, maxHoldMs } = this.#terms;
     const json: LockJSON = { key, owner, ttl: ttlMs / 1000, autoExtend };
     if (maxHoldMs < Infinity) json.maxHoldMs = maxHoldMs - keeper.heldMs;
@@ -640,7 +653,13 @@ export class DistributedLock implements AsyncDisposable {
     );
     keeper.watch();
     const lock = handle(backend, keeper);
-    lock.assertHeld();
+    try {
+      lock.assertHeld();
+    } catch (error) {
+      // Nobody gets the handle, so nobody could end its renewal.
+      keeper.release();
+      throw error;
+    }
     return lock;
   }
 
@@ -690,6 +709,9 @@ function readJSON(json: LockJSON | string) {
   for (const [name, value] of Object.entries({ maxHoldMs, fencingToken })) {
     if (value !== undefined && typeof value !== "number") {
       wrongType(action, `${name} must be a number`, value);
+    }
+    if (value !== undefined && !(value > 0)) {
+      outOfRange(action, `${name} must be > 0`, value);
     }
   }
   const terms: Terms = {

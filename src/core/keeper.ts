@@ -84,7 +84,8 @@ export class Keeper {
     this.fencingToken = fencingToken;
     this.#since = asked.now;
     this.#asked = asked;
-    this.#ttlMs = leftMs;
+    // Without an expiry it is ours for longer than can be counted.
+    this.#ttlMs = Math.min(leftMs, Number.MAX_SAFE_INTEGER);
     if (terms.autoExtend) renewalOf(backend).plan(this, this.dueAt);
   }
 
@@ -320,7 +321,7 @@ export class Keeper {
     const { verdict, leftMs } = standing;
     if (verdict === "taken") this.lose("taken");
     else if (verdict === "absent") this.lose("expired");
-    else this.#count(asked, leftMs);
+    else this.#count(asked, Math.min(leftMs, Number.MAX_SAFE_INTEGER));
   }
 
   /** Looks again when the lease should be over, as often as it was prolonged. */
