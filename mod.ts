@@ -50,6 +50,7 @@ export type {
   LockEvent,
   LockEventBase,
   LostEvent,
+  PushFailedEvent,
   RefusedEvent,
   ReleasedEvent,
   ReleaseFailedEvent,
@@ -58,14 +59,21 @@ export { type LockTarget, redis } from "./src/connect.ts";
 export type { RedisOptions } from "./src/backends/redis.ts";
 export type {
   Backend,
+  Called,
   Claim,
+  Ears,
   Entry,
   FencedWrite,
   Grant,
+  HandOver,
   Hold,
+  Line,
+  Place,
   Refusal,
   Standing,
+  Turn,
   Verdict,
+  Wish,
 } from "./src/core/backend.ts";
 export type { Clock } from "./src/core/clock.ts";
 export type { IoredisClient } from "./src/clients/ioredis.ts";

@@ -5,39 +5,13 @@
  * The packages are imported by computed names and described by the members
  * that are called: type-checking these files takes none of them.
  */
-import process from "node:process";
-import { rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { pathToFileURL } from "node:url";
-
 import type {
   IoredisClient,
   LockTarget,
   NodeRedisClient,
   NodeRedisEval,
 } from "../mod.ts";
-import { bundle } from "./size.ts";
-
-const { acquireLock, redis } = await library();
-
-/**
- * Ours, as its users run it. Deno and Bun take the sources as they are; Node 20
- * is given JavaScript, as the registries give it: tsx would wrap every closure
- * to keep its name, which shows in the figures.
- */
-async function library(): Promise<typeof import("../mod.ts")> {
-  if ("Deno" in globalThis || "Bun" in globalThis) {
-    return await import("../mod.ts");
-  }
-  const file = join(tmpdir(), `lock-bench-${process.pid}.mjs`);
-  await writeFile(file, (await bundle({ minify: false })).code);
-  try {
-    return await import(pathToFileURL(file).href);
-  } finally {
-    await rm(file);
-  }
-}
+import { acquireLock, redis } from "./ours.ts";
 
 /** How long the server keeps a silent hold, whoever asks. */
 const TTL_MS = 10_000;

@@ -17,6 +17,7 @@ export type {
   LockEvent,
   LockEventBase,
   LostEvent,
+  PushFailedEvent,
   RefusedEvent,
   ReleasedEvent,
   ReleaseFailedEvent,
@@ -50,6 +51,7 @@ export const lockChannels: {
   "lost": "dreamer:lock:lost",
   "released": "dreamer:lock:released",
   "release-failed": "dreamer:lock:release-failed",
+  "push-failed": "dreamer:lock:push-failed",
 };
 
 /**

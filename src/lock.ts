@@ -26,11 +26,12 @@ import {
   readTtl,
   wrongType,
 } from "./core/options.ts";
-import { failFast } from "./core/wait.ts";
+import { type Patience, wait } from "./core/wait.ts";
 import { tell } from "./core/events.ts";
 
 /**
- * Takes the lock on `key`, or says at once that it is taken.
+ * Takes the lock on `key`: at once, or once it is free, for as long as `waitMs`
+ * says. Who waits stands in line, and is served in the order of arrival.
  *
  * The server keeps it for `ttl` seconds unless it is extended or released; a
  * moment before, `lock.signal` aborts with {@linkcode LockLostError}. With
@@ -42,9 +43,22 @@ import { tell } from "./core/events.ts";
  * @param key What to lock; see {@linkcode lockKey}. It is the Redis key.
  * @param options `ttl` is in seconds, anything `…Ms` in milliseconds.
  * @returns The lock, or `null` if it is taken and `throwOnFail` is `false`.
- * @throws {LockNotAcquiredError} Somebody else has it.
+ * @throws {LockNotAcquiredError} Somebody else had it all the while.
  * @throws {LockBackendError} The server could not be asked, or failed.
+ * @throws The reason of `signal`, if that aborted.
  * @throws {TypeError | RangeError} An argument is bad; nothing was sent.
+ *
+ * @example Waiting for it, two seconds at most
+ * ```ts
+ * import { acquireLock } from "@dreamer/utils/lock";
+ * import { memory } from "@dreamer/utils/lock/memory";
+ *
+ * const here = memory();
+ * const first = await acquireLock(here, "report");
+ * const second = acquireLock(here, "report", { waitMs: 2_000 });
+ * await first.release(); // … which hands it to the next in line
+ * await (await second).release();
+ * ```
  *
  * @example Holding it by hand
  * ```ts
@@ -96,41 +110,63 @@ export function acquireLock(
   return take(on, key, options, false);
 }
 
-/** Acquires for `acquireLock()`, or for `withLock()`, where the lock is scoped. */
-async function take(
+/**
+ * Acquires for `acquireLock()`, or for `withLock()`, where the lock is scoped.
+ * Not async, for speed: what it throws has to become a rejection.
+ */
+function take(
   on: LockTarget,
   key: string,
   options: LockOptions | undefined,
   isScoped: boolean,
 ): Promise<DistributedLock | null> {
-  const backend = connect(on);
-  checkKey("acquire a lock", key);
-  const action = `acquire "${key}"`;
-  const settings = readOptions(action, options, isScoped);
-  if (settings.fencing && backend.tryAcquireFenced === undefined) {
-    const rule = `fencing must be false on ${backend.name}, which draws none`;
-    outOfRange(action, rule, true);
+  try {
+    const backend = connect(on);
+    checkKey("acquire a lock", key);
+    const action = `acquire "${key}"`;
+    const settings = readOptions(action, options, isScoped);
+    if (settings.fencing && backend.tryAcquireFenced === undefined) {
+      const rule = `fencing must be false on ${backend.name}, which draws none`;
+      outOfRange(action, rule, true);
+    }
+    const { label, ttlMs } = settings;
+    const claim = { key, owner: drawOwner(label), ttlMs };
+    return attempt(backend, claim, settings, settings, (answer) => {
+      if (answer instanceof Keeper) return handle(backend, answer);
+      if (!settings.throwOnFail) return null;
+      const { errorMessage } = settings;
+      const { retryAfterMs, place } = answer;
+      throw new LockNotAcquiredError(key, errorMessage, retryAfterMs, place);
+    });
+  } catch (error) {
+    return Promise.reject(error);
   }
-  const { label, ttlMs } = settings;
-  const claim = { key, owner: drawOwner(label), ttlMs };
-  const answer = await attempt(backend, claim, settings);
-  if (answer instanceof Keeper) return handle(backend, answer);
-  if (!settings.throwOnFail) return null;
-  const { errorMessage } = settings;
-  throw new LockNotAcquiredError(key, errorMessage, answer.retryAfterMs);
 }
 
 /** Acquires, and tells how it went before anything else can be told of it. */
-function attempt(
+function attempt<T>(
   backend: Backend,
   claim: Claim,
   terms: Terms,
-): Promise<Keeper | Refusal> {
-  const answer = acquire(backend, claim, failFast, terms);
-  if (backend.onEvent === undefined) return answer;
+  patience: Patience,
+  settle: (answer: Keeper | Refusal) => T,
+): Promise<T> {
+  const settled = backend.onEvent === undefined
+    ? settle
+    : telling(backend, claim, settle);
+  return patience.waitMs === 0
+    ? acquire(backend, claim, terms, settled)
+    : wait(backend, claim, labelOf(claim.owner), terms, patience, settled);
+}
+
+/** `settle`, which tells of the answer first. */
+function telling<T>(
+  backend: Backend,
+  { key, owner }: Claim,
+  settle: (answer: Keeper | Refusal) => T,
+): (answer: Keeper | Refusal) => T {
   const begunAt = clockOf(backend).now();
-  return answer.then((answer) => {
-    const { key, owner } = claim;
+  return (answer) => {
     const label = labelOf(owner);
     const tookMs = clockOf(backend).now() - begunAt;
     if (answer instanceof Keeper) {
@@ -138,11 +174,18 @@ function attempt(
       tell(backend, { type: "acquired", key, label, tookMs, fencingToken });
       answer.watch();
     } else {
-      const { retryAfterMs } = answer;
-      tell(backend, { type: "refused", key, label, tookMs, retryAfterMs });
+      const { retryAfterMs, place } = answer;
+      tell(backend, {
+        type: "refused",
+        key,
+        label,
+        tookMs,
+        retryAfterMs,
+        place,
+      });
     }
-    return answer;
-  });
+    return settle(answer);
+  };
 }
 
 /**
@@ -320,7 +363,7 @@ export class DistributedLock implements AsyncDisposable {
   /** Whether a release went unanswered, and may have freed it all the same. */
   #mayBeFreed = false;
   #acquiring: Promise<boolean> | undefined;
-  #releasing: Promise<Verdict> | undefined;
+  #releasing: Promise<unknown> | undefined;
 
   /**
    * A lock that is yet to be acquired, by {@linkcode acquire}, under an owner
@@ -456,7 +499,13 @@ export class DistributedLock implements AsyncDisposable {
       const owner = drawOwner(labelOf(this.#claim.owner));
       this.#claim = { ...this.#claim, owner };
     }
-    const answer = await attempt(this.#backend, this.#claim, this.#terms);
+    const answer = await attempt(
+      this.#backend,
+      this.#claim,
+      this.#terms,
+      IMPATIENT,
+      (answer) => answer,
+    );
     if (!(answer instanceof Keeper)) return false;
     this.#keeper = answer;
     this.#mayBeThere = true;
@@ -508,28 +557,40 @@ export class DistributedLock implements AsyncDisposable {
     const keeper = this.#keeper!;
     const begunAt = backend.onEvent && clockOf(backend).now();
     const heldMs = begunAt === undefined ? 0 : keeper.heldMs;
+    const { turn } = keeper;
+    const lease = turn && keeper.lease;
     keeper.release();
-    return (this.#releasing = backend.release(this.#claim)).then(
-      (verdict) => {
-        this.#releasing = undefined;
-        this.#mayBeThere = false;
-        let { loss } = keeper;
-        if (verdict === "done") {
-          if (begunAt !== undefined) this.#tellOfRelease(heldMs, begunAt);
-        } else if (loss === undefined && !keeper.isOver && !this.#mayBeFreed) {
-          // Gone before its time: somebody else could be inside since.
-          if (verdict === "taken") loss = keeper.wasLost("taken", heldMs);
-          if (verdict === "absent") loss = keeper.wasLost("deleted", heldMs);
-        }
-        return then(verdict, loss);
-      },
-      (error) => {
-        this.#releasing = undefined;
-        this.#mayBeFreed = true;
-        if (begunAt !== undefined) this.#tellOfRelease(heldMs, begunAt, error);
-        throw error;
-      },
-    );
+    if (lease !== undefined && turn!.canPass(keeper, lease)) {
+      // To another of this process: the server need not know.
+      this.#mayBeThere = false;
+      if (begunAt !== undefined) this.#tellOfRelease(heldMs, begunAt);
+      turn!.pass(this.#claim.owner, lease);
+      return Promise.resolve(then("done", undefined));
+    }
+    const done = (verdict: Verdict): T => {
+      this.#releasing = undefined;
+      this.#mayBeThere = false;
+      let { loss } = keeper;
+      if (verdict === "done") {
+        if (begunAt !== undefined) this.#tellOfRelease(heldMs, begunAt);
+      } else if (loss === undefined && !keeper.isOver && !this.#mayBeFreed) {
+        // Gone before its time: somebody else could be inside since.
+        if (verdict === "taken") loss = keeper.wasLost("taken", heldMs);
+        if (verdict === "absent") loss = keeper.wasLost("deleted", heldMs);
+      }
+      return then(verdict, loss);
+    };
+    const failed = (error: unknown): never => {
+      this.#releasing = undefined;
+      this.#mayBeFreed = true;
+      if (begunAt !== undefined) this.#tellOfRelease(heldMs, begunAt, error);
+      throw error;
+    };
+    const releasing = turn === undefined
+      ? backend.release(this.#claim).then(done, failed)
+      : turn.end(this.#claim, done, failed);
+    this.#releasing = releasing;
+    return releasing;
   }
 
   #tellOfRelease(heldMs: number, begunAt: number, error?: unknown): void {
@@ -685,6 +746,9 @@ const PLAIN: Terms = {
   maxHoldMs: Infinity,
   fencing: false,
 };
+
+/** Makes one attempt. */
+const IMPATIENT: Patience = { waitMs: 0, localTurns: 0 };
 
 /** Checks what was handed over: it may come from anywhere. */
 function readJSON(json: LockJSON | string) {

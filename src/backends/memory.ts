@@ -7,17 +7,24 @@
 
 import {
   type Backend,
+  type Called,
   type Claim,
+  type Ears,
   type Entry,
   type FencedWrite,
   type Grant,
   GRANTED,
+  type HandOver,
   type Hold,
+  type Line,
+  type Place,
   type Refusal,
   type Standing,
+  type Turn,
   type Verdict,
+  type Wish,
 } from "../core/backend.ts";
-import { type Clock, systemClock } from "../core/clock.ts";
+import { afterwards, type Clock, systemClock } from "../core/clock.ts";
 import type { LockEvent } from "../core/events.ts";
 
 export type { Backend, Clock, LockEvent };
@@ -54,13 +61,42 @@ export function memory(options: MemoryOptions = {}): Backend {
 interface Row {
   readonly owner: string;
   expiresAt: number;
+  /** The first of the tokens that were drawn for a turn in line. */
+  fencingToken?: number;
 }
+
+/** All who wait are of this process, and all can be called: by name. */
+const INBOX = "0";
 
 class MemoryBackend implements Backend {
   readonly name = "memory";
+  readonly line: Line & { inbox: string | undefined } = {
+    inbox: undefined,
+    open: (ears) => {
+      this.#ears = ears;
+      this.line.inbox = INBOX;
+      return Promise.resolve(true);
+    },
+    close: () => {
+      this.#ears = undefined;
+      this.line.inbox = undefined;
+    },
+    stand: (wishes, isPassing) =>
+      Promise.resolve(wishes.map((wish) => this.#stand(wish, isPassing))),
+    handOver: (hold, next) => Promise.resolve(this.#handOver(hold, next)),
+    leave: (wish) => {
+      this.#take(wish);
+      const { called } = this.#handOver(wish, undefined);
+      if (called !== undefined) this.#call(called);
+    },
+  };
   readonly clock: Clock;
   readonly onEvent: ((event: LockEvent) => void) | undefined;
   readonly #rows = new Map<string, Row>();
+  /** Who waits for each key, in order. */
+  readonly #lines = new Map<string, (Wish & { ticket: number })[]>();
+  #ears: Ears | undefined;
+  #lastTicket = 0;
   /** Swept once there are this many: twice what the last sweep left. */
   #sweepAt = 64;
   /** The greatest token drawn for any key: one number is as good as many. */
@@ -100,10 +136,15 @@ class MemoryBackend implements Backend {
       : answer;
   }
 
-  /** As a server would: after the last one, and no less than the time in µs. */
-  #drawToken(): number {
+  /**
+   * As a server would: after the last one, and no less than the time in µs. The
+   * first of so many in a row.
+   */
+  #drawToken(count = 1): number {
     const floor = Math.floor(this.clock.wall() * 1000);
-    return this.#fence = Math.max(this.#fence + 1, floor);
+    const first = Math.max(this.#fence + 1, floor);
+    this.#fence = first + count - 1;
+    return first;
   }
 
   /** Whether `owner` has `key`, in the words of a verdict. */
@@ -128,9 +169,93 @@ class MemoryBackend implements Backend {
   }
 
   release(hold: Hold): Promise<Verdict> {
-    const verdict = this.#judge(hold);
-    if (verdict === "done") this.#rows.delete(hold.key);
+    const { verdict, called } = this.#handOver(hold, undefined);
+    // Once it was told of the release.
+    if (called !== undefined) void afterwards(() => this.#call(called));
     return Promise.resolve(verdict);
+  }
+
+  #call({ owner, turn }: Called): void {
+    this.#ears?.onTurn(owner, turn);
+  }
+
+  /** Has `wish` stand in line, unless it is its turn. */
+  #stand(wish: Wish, isPassing = false): Turn | Place {
+    const { key, owner } = wish;
+    const at = this.clock.now();
+    let row = this.#look(key);
+    if (row?.owner === owner) {
+      this.#take(wish);
+      return this.#turn(wish, row);
+    }
+    if (row === undefined) {
+      const [head] = this.#lines.get(key) ?? [];
+      if (head === undefined || head.owner === owner) {
+        this.#take(wish);
+        return this.#give(wish);
+      }
+      this.#call(this.#callNext(key)!);
+      row = this.#look(key)!;
+    }
+    const retryAfterMs = Math.ceil(row.expiresAt - at);
+    if (isPassing) return { granted: false, retryAfterMs, at };
+    const { ticket, place } = this.#queue(wish);
+    return { granted: false, retryAfterMs, at, ticket, place };
+  }
+
+  #queue(wish: Wish): { ticket: number; place: number } {
+    let line = this.#lines.get(wish.key);
+    if (line === undefined) this.#lines.set(wish.key, line = []);
+    let index = line.findIndex(({ owner }) => owner === wish.owner);
+    if (index < 0) {
+      const ticket = wish.ticket ?? ++this.#lastTicket;
+      index = line.push({ ...wish, ticket }) - 1;
+    }
+    return { ticket: line[index].ticket!, place: index + 1 };
+  }
+
+  /** Takes a wish out of its line. */
+  #take({ key, owner }: Hold): void {
+    const line = this.#lines.get(key);
+    const index = line?.findIndex((wish) => wish.owner === owner) ?? -1;
+    if (index < 0) return;
+    line!.splice(index, 1);
+    if (line!.length === 0) this.#lines.delete(key);
+  }
+
+  /** Makes the owner of a wish that of the key. */
+  #give(wish: Wish): Turn {
+    const { key, owner, ttlMs, tokens } = wish;
+    const row: Row = { owner, expiresAt: this.clock.now() + ttlMs };
+    if (tokens > 0) row.fencingToken = this.#drawToken(tokens);
+    this.#rows.set(key, row);
+    if (this.#rows.size >= this.#sweepAt) this.#sweep();
+    return this.#turn(wish, row);
+  }
+
+  #turn({ tokens }: Wish, { expiresAt, fencingToken }: Row): Turn {
+    const at = this.clock.now();
+    const turn = { granted: true as const, leftMs: expiresAt - at, at };
+    return tokens > 0 && fencingToken ? { ...turn, fencingToken } : turn;
+  }
+
+  /** Gives a key that nobody has to the first in line: who is to be called. */
+  #callNext(key: string): Called | undefined {
+    const [head] = this.#lines.get(key) ?? [];
+    if (head === undefined) return undefined;
+    this.#take(head);
+    return { owner: head.owner, turn: this.#give(head) };
+  }
+
+  #handOver(hold: Hold, next: Wish | undefined): HandOver {
+    const verdict = this.#judge(hold);
+    if (verdict !== "done") return { verdict };
+    this.#rows.delete(hold.key);
+    if (next !== undefined) this.#queue(next);
+    const called = this.#callNext(hold.key);
+    if (next === undefined) return { verdict, called };
+    if (called?.owner === next.owner) return { verdict, next: called.turn };
+    return { verdict, next: this.#stand(next), called };
   }
 
   discard(claim: Claim): void {
@@ -157,9 +282,12 @@ class MemoryBackend implements Backend {
   }
 
   forceRelease(key: string): Promise<boolean> {
-    return Promise.resolve(
-      this.#look(key) !== undefined && this.#rows.delete(key),
-    );
+    const row = this.#look(key);
+    if (row === undefined) return Promise.resolve(false);
+    const { called } = this.#handOver({ key, owner: row.owner }, undefined);
+    this.#ears?.onEnd(row.owner);
+    if (called !== undefined) this.#call(called);
+    return Promise.resolve(true);
   }
 
   async *scan(pattern: string): AsyncGenerator<string> {

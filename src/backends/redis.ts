@@ -3,28 +3,42 @@
 import type { Port } from "../clients/port.ts";
 import {
   type Backend,
+  type Called,
   type Claim,
+  type Ears,
   type Entry,
   type FencedWrite,
   type Grant,
   GRANTED,
+  type HandOver,
   type Hold,
+  type Line,
+  type Place,
   type Refusal,
   type Standing,
+  type Turn,
   type Verdict,
+  type Wish,
 } from "../core/backend.ts";
-import { systemClock } from "../core/clock.ts";
+import { afterwards, systemClock } from "../core/clock.ts";
 import { LockBackendError } from "../core/errors.ts";
+import { drawOwner } from "../core/keys.ts";
 import type { LockEvent } from "../core/events.ts";
 import {
   ACQUIRE_FENCED,
+  channelOf,
   EXTEND,
   FORCE_RELEASE,
+  HAND_OVER,
   INQUIRE,
   INSPECT,
   refusal,
   RELEASE,
+  RELEASE_PLAIN,
   run,
+  runThen,
+  STAND,
+  toCall,
   WRITE_FENCED,
 } from "./scripts.ts";
 
@@ -44,6 +58,8 @@ export class RedisBackend implements Backend {
   readonly onEvent: ((event: LockEvent) => void) | undefined;
   /** Which keys are in use, where the client can tell. */
   readonly scan: Backend["scan"];
+  /** Not for a mere double, whose EVAL can do no more than the release. */
+  readonly line: RedisLine | undefined;
   readonly #port: Port;
   /** Calls off the cleaning up after an owner. Empty but after failures. */
   readonly #cleaning = new Map<string, () => void>();
@@ -52,24 +68,38 @@ export class RedisBackend implements Backend {
     this.#port = port;
     this.onEvent = options.onEvent;
     this.scan = port.scan && ((pattern) => this.#scan(pattern));
+    if (port.get === undefined) {
+      this.line = new RedisLine(
+        port,
+        (hold, leaving) => this.#cleanUp(hold, leaving),
+      );
+    }
   }
 
-  async tryAcquire(claim: Claim): Promise<Grant | Refusal> {
+  // By then() rather than await, as in run(): it is done for every lock.
+  tryAcquire(claim: Claim): Promise<Grant | Refusal> {
     const { key, owner, ttlMs } = claim;
     const port = this.#port;
     // An owner that tries again wants to hold what was to be cleaned away.
     if (this.#cleaning.size > 0) this.#cleaning.get(owner)?.();
-    try {
-      const reply = ttlMs % 1000 === 0
-        ? await port.setIfAbsent(key, owner, "EX", ttlMs / 1000)
-        : await port.setIfAbsent(key, owner, "PX", ttlMs);
-      if (String(reply) === "OK") return GRANTED;
-      if (reply === null || reply === undefined) {
-        return await this.#whyRefused(key, owner);
-      }
-    } catch (cause) {
+    const failed = (cause: unknown): never => {
       throw this.#acquireFailure(claim, cause);
-    }
+    };
+    const reply = ttlMs % 1000 === 0
+      ? port.setIfAbsent(key, owner, "EX", ttlMs / 1000)
+      : port.setIfAbsent(key, owner, "PX", ttlMs);
+    return reply.then((reply) => {
+      // As text: a client may be told to give bytes.
+      if (reply === "OK" || String(reply) === "OK") return GRANTED;
+      if (reply === null || reply === undefined) {
+        return this.#whyRefused(key, owner).catch(failed);
+      }
+      return this.#notAReply(claim);
+    }, failed);
+  }
+
+  #notAReply(claim: Claim): never {
+    const { key } = claim;
     // QUEUED, within somebody's MULTI, or no answer of Redis at all: it may
     // yet be written.
     this.discard(claim);
@@ -134,20 +164,43 @@ export class RedisBackend implements Backend {
     }
   }
 
-  // By then() rather than await, as in run(): it is done for every lock.
-  release({ key, owner }: Hold): Promise<Verdict> {
+  // By then() rather than await, as above.
+  release(hold: Hold): Promise<Verdict> {
+    const { key, owner } = hold;
     const port = this.#port;
     const connection = port.connection?.();
-    return run(port, RELEASE, [key], [owner]).then(
-      (verdict) =>
-        verdict === "done" || connection === port.connection?.()
-          ? verdict
-          // The first sending may have freed it: this answers the second.
-          : "unclear",
-      (cause) => {
-        throw failure("release", key, cause);
-      },
-    );
+    return this.#release(key, owner, (verdict) => {
+      if (verdict === "wanted") return this.#handOver(hold);
+      return verdict === "done" || connection === port.connection?.()
+        ? verdict
+        // The first sending may have freed it: this answers the second.
+        : "unclear";
+    }, (cause) => {
+      throw failure("release", key, cause);
+    });
+  }
+
+  #release<T>(
+    key: string,
+    owner: string,
+    then: (verdict: Verdict | "wanted") => T | Promise<T>,
+    fail: (cause: unknown) => never,
+  ): Promise<T> {
+    const line = companion(key, "line");
+    const port = this.#port;
+    return port.get === undefined
+      ? runThen(port, RELEASE, [key, line], [owner], then, fail)
+      : runThen(port, RELEASE_PLAIN, [key], [owner, line], then, fail);
+  }
+
+  /** Somebody stands in line for what was acquired without. */
+  async #handOver(hold: Hold): Promise<Verdict> {
+    const { verdict, called } = await handOver(this.#port, hold, this.line);
+    // Once it was told of the release.
+    if (called !== undefined) {
+      void afterwards(() => this.line?.call(called));
+    }
+    return verdict;
   }
 
   async inquire({ key, owner }: Hold): Promise<Standing> {
@@ -169,7 +222,7 @@ export class RedisBackend implements Backend {
 
   async forceRelease(key: string): Promise<boolean> {
     try {
-      return await run(this.#port, FORCE_RELEASE, [key], []);
+      return await run(this.#port, FORCE_RELEASE, keysOf(key), []);
     } catch (cause) {
       throw failure("free", key, cause);
     }
@@ -199,7 +252,12 @@ export class RedisBackend implements Backend {
     }
   }
 
-  discard({ key, owner, ttlMs }: Claim): void {
+  discard(claim: Claim): void {
+    this.#cleanUp(claim, "");
+  }
+
+  /** Frees the key, and takes `leaving` out of its line, until that is known. */
+  #cleanUp({ key, owner, ttlMs }: Claim, leaving: string): void {
     const clock = systemClock;
     const port = this.#port;
     // Past this the server has dropped it by itself.
@@ -212,8 +270,18 @@ export class RedisBackend implements Backend {
     };
     this.#cleaning.get(owner)?.();
     this.#cleaning.set(owner, finish);
+    const attempt = async () => {
+      if (leaving === "") {
+        const fail = (cause: unknown): never => {
+          throw cause;
+        };
+        const verdict = await this.#release(key, owner, (it) => it, fail);
+        if (verdict !== "wanted") return;
+      }
+      await run(port, HAND_OVER, keysOf(key), [owner, "", "", leaving]);
+    };
     const clean = () =>
-      run(port, RELEASE, [key], [owner]).then(finish, () => {
+      attempt().then(finish, () => {
         if (this.#cleaning.get(owner) !== finish) return;
         if (port.isClosed?.() || clock.now() >= until) return finish();
         callOff = clock.setTimer(clean, pauseMs);
@@ -223,20 +291,161 @@ export class RedisBackend implements Backend {
   }
 }
 
-/** What is kept beside a key: the last token drawn, the newest one seen. */
-type Companion = "fence" | "seen";
+/** The lines before the keys of the server behind `port`. */
+class RedisLine implements Line {
+  inbox: string | undefined;
+  readonly #port: Port;
+  readonly #cleanUp: (hold: Claim, leaving: string) => void;
+  #ears: Ears | undefined;
+  #hangUp: (() => void) | undefined;
+
+  constructor(port: Port, cleanUp: (hold: Claim, leaving: string) => void) {
+    this.#port = port;
+    this.#cleanUp = cleanUp;
+  }
+
+  open(ears: Ears): Promise<boolean> {
+    this.#ears = ears;
+    const { listen } = this.#port;
+    if (listen === undefined) {
+      ears.onDeaf(new Error("The client can't SUBSCRIBE"));
+      return Promise.resolve(false);
+    }
+    const inbox = drawOwner().slice(0, 16);
+    return new Promise((resolve) => {
+      this.#hangUp = listen(channelOf(inbox), {
+        onMessage: (message) => this.#hear(message),
+        onReady: () => {
+          if (this.#ears !== ears) return;
+          const isBack = this.inbox !== undefined;
+          this.inbox = inbox;
+          if (isBack) ears.onGap();
+          else resolve(true);
+        },
+        onFail: (reason) => {
+          if (this.#ears !== ears) return;
+          this.#silence();
+          ears.onDeaf(reason);
+          resolve(false);
+        },
+      });
+    });
+  }
+
+  close(): void {
+    this.#ears = undefined;
+    this.#silence();
+  }
+
+  #silence(): void {
+    this.inbox = undefined;
+    this.#hangUp?.();
+    this.#hangUp = undefined;
+  }
+
+  isClosed(): boolean {
+    return this.#port.isClosed?.() ?? false;
+  }
+
+  #hear(message: string): void {
+    const call = toCall(message);
+    if (call === undefined) return;
+    if ("ended" in call) this.#ears?.onEnd(call.ended);
+    else this.call(call);
+  }
+
+  async stand(
+    wishes: readonly Wish[],
+    isPassing: boolean = false,
+  ): Promise<readonly (Turn | Place | LockBackendError)[]> {
+    if (wishes.length > 1 && this.#port.isCluster) {
+      // One script may touch one slot only.
+      const each = wishes.map((wish) => this.stand([wish], isPassing));
+      return (await Promise.all(each)).flat();
+    }
+    const keys: string[] = [];
+    const args = [isPassing ? "1" : ""];
+    for (const wish of wishes) {
+      keys.push(...keysOf(wish.key));
+      args.push(memberOf(wish), String(wish.ticket ?? ""));
+    }
+    try {
+      const answers = await run(this.#port, STAND, keys, args);
+      return answers.map((answer, i) =>
+        answer instanceof Error
+          ? failure("wait for", wishes[i].key, answer)
+          : answer
+      );
+    } catch (cause) {
+      return wishes.map(({ key }) => failure("wait for", key, cause));
+    }
+  }
+
+  handOver(hold: Hold, next: Wish | undefined): Promise<HandOver> {
+    return handOver(this.#port, hold, this, next);
+  }
+
+  /** Tells one of this process whose turn it is. */
+  call({ owner, turn }: Called): void {
+    this.#ears?.onTurn(owner, turn);
+  }
+
+  leave(wish: Wish): void {
+    this.#cleanUp(wish, memberOf(wish));
+  }
+}
+
+/** Gives the key back for the next in line, and has `next` stand behind them. */
+function handOver(
+  port: Port,
+  hold: Hold,
+  line: Line | undefined,
+  next?: Wish,
+): Promise<HandOver> {
+  const { key, owner } = hold;
+  const connection = port.connection?.();
+  const wanted = next === undefined ? "" : memberOf(next);
+  const args = [owner, line?.inbox ?? "", wanted, ""] as const;
+  return runThen(port, HAND_OVER, keysOf(key), args, (answer): HandOver => {
+    const { verdict, called } = answer;
+    if (verdict !== "done" && connection !== port.connection?.()) {
+      // The first sending may have freed it: this answers the second.
+      return { verdict: "unclear" };
+    }
+    return called !== undefined && called.owner === next?.owner
+      ? { verdict, next: called.turn }
+      : answer;
+  }, (cause) => {
+    throw failure("release", key, cause);
+  });
+}
+
+/** A wish as it stands in line: see `handOver` in scripts.ts. */
+function memberOf({ ttlMs, tokens, owner }: Wish): string {
+  return `${ttlMs} ${tokens} ${owner}`;
+}
+
+/** The keys of a lock, its line and its fence. */
+function keysOf(key: string): [string, string, string] {
+  return [key, companion(key, "line"), companion(key, "fence")];
+}
+
+/** What is kept beside a key: who waits, the last token drawn, the newest seen. */
+type Companion = "line" | "fence" | "seen";
 
 /**
  * A key beside `key`, in the slot of a Cluster where that is: by the hash tag
  * that it has, or as a whole where it has none.
  */
 function companion(key: string, what: Companion): string {
-  return /\{[^}]+\}/.test(key) ? `${key}:${what}` : `{${key}}:${what}`;
+  return key.includes("{") && /\{[^}]+\}/.test(key)
+    ? `${key}:${what}`
+    : `{${key}}:${what}`;
 }
 
 /** Whether `key` is one of those. */
 function isCompanion(key: string): boolean {
-  return /\{[^}]+\}.*:(fence|seen)$/s.test(key);
+  return /\{[^}]+\}.*:(line|fence|seen)$/s.test(key);
 }
 
 /** The server's own error word, if that is what `cause` is: it leads the text. */

@@ -1,7 +1,14 @@
 /** The Lua that runs on the server, and how it is called. */
 
 import type { Port } from "../clients/port.ts";
-import type { Refusal, Verdict } from "../core/backend.ts";
+import type {
+  Called,
+  HandOver,
+  Place,
+  Refusal,
+  Turn,
+  Verdict,
+} from "../core/backend.ts";
 
 /** One value for each name. */
 type Values<Names extends readonly string[]> = { [I in keyof Names]: string };
@@ -54,15 +61,25 @@ const toLeftMs = (reply: unknown): number =>
 /** A fence is remembered for a day after its last use. */
 const FENCE_MS = 86_400_000;
 
-/** Deletes the lock if `owner` still has it. One script, or our hold may end
- * between GET and DEL and we delete another's. */
+/** Deletes the lock if `owner` still has it and nobody stands in line. One
+ * script, or our hold may end between GET and DEL and we delete another's. */
 export const RELEASE = define({
-  keys: ["lock"],
+  keys: ["lock", "line"],
   args: ["owner"],
   lua: `local now = redis.call("GET", lock)
-if now == owner then return redis.call("DEL", lock) end
-return now and -1 or 0`,
-  decode: toVerdict,
+if now ~= owner then return now and -1 or 0 end
+if redis.call("EXISTS", line) == 1 then return 2 end
+return redis.call("DEL", lock)`,
+  decode: (reply) => Number(reply) === 2 ? "wanted" as const : toVerdict(reply),
+});
+
+/** The same for what may be a double, which looks for the owner behind one
+ * key: only there the line is an argument. */
+export const RELEASE_PLAIN = define({
+  keys: ["lock"],
+  args: ["owner", "line"],
+  lua: RELEASE.lua.slice(RELEASE.lua.indexOf("local now")),
+  decode: RELEASE.decode,
 });
 
 /** Makes each lock last its ttl from now if its owner still has it: of any
@@ -128,6 +145,193 @@ return {1, token}`,
   },
 });
 
+/** The lease that comes with a turn: short, until whoever it is has taken it
+ * up, so that one who is gone costs the others no more than this. */
+export const SHORT_MS = 2_000;
+
+/** How long a line is remembered of which nobody has been heard. */
+const LINE_MS = 10_000;
+
+/**
+ * A line is a sorted set: who stands there, by ticket. A member says all that
+ * it takes to give that wish its turn, so that whoever releases the lock can:
+ * `<lease in ms> <number of tokens> <owner>`, and the owner says whom to call.
+ *
+ * `give` makes `member` the owner of the lock, and draws its fencing tokens:
+ * all of them, so that they are used up also where the process that passes the
+ * turn on dies on the way. `queue` puts it in line, behind all others even if
+ * the clock was set back, or where it stood before: its ticket. `handOver`
+ * gives the lock to the first in line who can be called: PUBLISH says how many
+ * heard it, on a single server, and one whom nobody heard for is gone, or comes
+ * back with its ticket. To one who can't be called it is given in silence.
+ */
+const LINE = `local time = redis.call("TIME")
+local now = time[1] * 1000000 + time[2]
+local function give(lock, fence, member, most)
+  local ttl, tokens, owner = string.match(member, "^(%d+) (%d+) (.*)$")
+  local lease = tonumber(ttl) > most and most or ttl
+  local token = ""
+  if tokens ~= "0" then
+    local last = tonumber(redis.call("GET", fence) or 0)
+    token = string.format("%.0f", math.max(last + 1, now))
+    last = string.format("%.0f", token + tokens - 1)
+    redis.call("SET", fence, last, "PX", ${FENCE_MS})
+  end
+  redis.call("SET", lock, owner, "PX", lease)
+  return owner, lease, token
+end
+local function queue(line, member, ticket)
+  if not ticket then
+    local last = redis.call("ZRANGE", line, -1, -1, "WITHSCORES")[2]
+    ticket = last and tonumber(last) >= now and last + 1 or now
+  end
+  redis.call("ZADD", line, "NX", string.format("%.0f", ticket), member)
+  redis.call("PEXPIRE", line, ${LINE_MS})
+end
+local function handOver(lock, line, fence, mine)
+  while true do
+    local head = redis.call("ZPOPMIN", line)[1]
+    if not head then
+      redis.call("DEL", lock)
+      return
+    end
+    local owner, lease, token = give(lock, fence, head, ${SHORT_MS})
+    local inbox = string.match(owner, "^%x+@(%x+)")
+    if inbox == mine and inbox then return owner, lease, token end
+    if not inbox then return end
+    local call = string.format("turn %s %.0f %s %s", lease, now, token, owner)
+    if redis.call("PUBLISH", "lock:inbox:" .. inbox, call) > 0 then return end
+  end
+end
+`;
+
+/** Microseconds of the server as milliseconds. */
+const toMs = (micros: unknown): number => Number(micros) / 1000;
+
+/** {1, lease, µs, token} for a turn, {0, left, µs, ticket, place} for a place. */
+function toAnswer(reply: unknown): Turn | Place {
+  const [granted, left, micros, number, place] = reply as unknown[];
+  const at = toMs(micros);
+  if (Number(granted) === 1) {
+    const turn = { granted: true as const, leftMs: toLeftMs(left), at };
+    return number === "" ? turn : { ...turn, fencingToken: Number(number) };
+  }
+  const leftMs = toLeftMs(left);
+  return {
+    granted: false,
+    retryAfterMs: Number.isFinite(leftMs) ? leftMs : undefined,
+    at,
+    ticket: number === "" ? undefined : Number(number),
+    place: number === "" ? undefined : Number(place),
+  };
+}
+
+/**
+ * For each wish: is it ours already, as the call was lost or this was sent
+ * before? Is it free, and nobody in line before us? Then we have it; else we
+ * stand in line, and whoever is first there gets what is free. A wish is a
+ * member and, where the server may have forgotten it, its ticket.
+ */
+export const STAND = define({
+  keys: [] as readonly string[],
+  args: ["isPassing"] as readonly string[],
+  lua: `${LINE}local answers = {}
+for i = 1, #KEYS / 3 do
+  local lock, line, fence = KEYS[3 * i - 2], KEYS[3 * i - 1], KEYS[3 * i]
+  local member, ticket = ARGV[2 * i], tonumber(ARGV[2 * i + 1])
+  local tokens, owner = string.match(member, "^%d+ (%d+) (.*)$")
+  local holder = redis.pcall("GET", lock)
+  local answer
+  if type(holder) == "table" then
+    answer = {-1, holder.err}
+  else
+    if not holder then
+      local head = redis.call("ZRANGE", line, 0, 0)[1]
+      if not head or head == member then
+        if head then redis.call("ZREM", line, member) end
+        local _, lease, token = give(lock, fence, member, math.huge)
+        answer = {1, lease, now, token}
+      else
+        if isPassing == "" then queue(line, member, ticket) end
+        handOver(lock, line, fence)
+        holder = redis.call("GET", lock)
+        if not holder then
+          local _, lease, token = give(lock, fence, member, math.huge)
+          answer = {1, lease, now, token}
+        end
+      end
+    end
+    if not answer and holder == owner then
+      local token = ""
+      if tokens ~= "0" then
+        token = redis.call("GET", fence)
+        token = token and string.format("%.0f", token - tokens + 1) or ""
+      end
+      redis.call("ZREM", line, member)
+      answer = {1, redis.call("PTTL", lock), now, token}
+    elseif not answer then
+      local left = redis.call("PTTL", lock)
+      if isPassing == "" then
+        queue(line, member, ticket)
+        ticket = redis.call("ZSCORE", line, member)
+        local place = redis.call("ZRANK", line, member) + 1
+        answer = {0, left, now, ticket, place}
+      else
+        answer = {0, left, now, ""}
+      end
+    end
+  end
+  answers[i] = answer
+end
+return answers`,
+  decode: (reply) =>
+    (reply as unknown[][]).map((answer) =>
+      Number(answer[0]) === -1 ? new Error(String(answer[1])) : toAnswer(answer)
+    ),
+});
+
+/**
+ * Gives the lock to the next in line if `owner` still has it, and deletes it if
+ * there is nobody; has `next` stand at the end before that, and `leaving` leave.
+ * One of the same process is named in the answer, and need not be called.
+ */
+export const HAND_OVER = define({
+  keys: ["lock", "line", "fence"],
+  args: ["owner", "mine", "next", "leaving"],
+  lua: `if leaving ~= "" then redis.call("ZREM", line, leaving) end
+local holder = redis.call("GET", lock)
+if holder ~= owner then return {holder and -1 or 0} end
+${LINE}if next ~= "" then queue(line, next) end
+local called, lease, token = handOver(lock, line, fence, mine)
+local answer = {1, now, called or "", lease or 0, token or ""}
+if next ~= "" then
+  answer[6] = redis.call("ZSCORE", line, next) or ""
+  answer[7] = (redis.call("ZRANK", line, next) or 0) + 1
+  answer[8] = redis.call("PTTL", lock)
+end
+return answer`,
+  decode(reply): HandOver {
+    const [verdict, micros, owner, lease, token, ticket, place, left] =
+      reply as unknown[];
+    const toldOf = Number(verdict) === 1 && owner !== ""
+      ? {
+        called: {
+          owner: String(owner),
+          turn: toAnswer([1, lease, micros, token]) as Turn,
+        },
+      }
+      : {};
+    return {
+      verdict: toVerdict(verdict),
+      // A wish that is in line no more is the one that was called.
+      ...ticket !== undefined && ticket !== ""
+        ? { next: toAnswer([0, left, micros, ticket, place]) }
+        : {},
+      ...toldOf,
+    };
+  },
+});
+
 /** Who has the lock, for how long, and the last token drawn for it. */
 export const INSPECT = define({
   keys: ["lock", "fence"],
@@ -146,11 +350,17 @@ export const INSPECT = define({
   },
 });
 
-/** Deletes the lock whoever has it. GET refuses what is no lock at all. */
+/** Takes the lock from whoever has it, who is told if it can be called, and
+ * gives it to the next in line. GET refuses what is no lock at all. */
 export const FORCE_RELEASE = define({
-  keys: ["lock"],
+  keys: ["lock", "line", "fence"],
   args: [],
-  lua: `return redis.call("GET", lock) and redis.call("DEL", lock) or 0`,
+  lua: `local holder = redis.call("GET", lock)
+if not holder then return 0 end
+${LINE}handOver(lock, line, fence)
+local inbox = string.match(holder, "^%x+@(%x+)")
+if inbox then redis.call("PUBLISH", "lock:inbox:" .. inbox, "end " .. holder) end
+return 1`,
   decode: (reply) => Number(reply) === 1,
 });
 
@@ -193,18 +403,38 @@ export function run<
   keys: Values<Keys>,
   args: Values<Args>,
 ): Promise<Result> {
+  return runThen(port, script, keys, args, (result) => result, (cause) => {
+    throw cause;
+  });
+}
+
+/** The same, and `then` or `fail`, with one promise for all: for every lock. */
+export function runThen<
+  Keys extends readonly string[],
+  Args extends readonly string[],
+  Result,
+  Then,
+>(
+  port: Port,
+  script: Script<Keys, Args, Result>,
+  keys: Values<Keys>,
+  args: Values<Args>,
+  then: (result: Result) => Then | Promise<Then>,
+  fail: (cause: unknown) => never,
+): Promise<Then> {
+  const decoded = (reply: unknown) => then(script.decode(reply));
   if (port.evalSha === undefined) {
-    return port.eval(script.lua, keys, args).then(script.decode);
+    return port.eval(script.lua, keys, args).then(decoded, fail);
   }
   if (script.sha === undefined) {
     return sha1(script.lua).then((sha) => {
       script.sha = sha;
-      return run(port, script, keys, args);
+      return runThen(port, script, keys, args, then, fail);
     });
   }
-  return port.evalSha(script.sha, keys, args).then(script.decode, (error) => {
-    if (!/NOSCRIPT|NoScriptError/.test(String(error))) throw error;
-    return port.eval(script.lua, keys, args).then(script.decode);
+  return port.evalSha(script.sha, keys, args).then(decoded, (error) => {
+    if (!/NOSCRIPT|NoScriptError/.test(String(error))) return fail(error);
+    return port.eval(script.lua, keys, args).then(decoded, fail);
   });
 }
 
@@ -217,4 +447,21 @@ async function sha1(text: string): Promise<string> {
     new Uint8Array(digest),
     (byte) => byte.toString(16).padStart(2, "0"),
   ).join("");
+}
+
+/** The channel on which the process of that inbox is called. */
+export function channelOf(inbox: string): string {
+  return `lock:inbox:${inbox}`;
+}
+
+/** What is called out there, as `handOver` and `FORCE_RELEASE` put it. */
+export function toCall(
+  message: string,
+): Called | { ended: string } | undefined {
+  const [, lease, micros, token, owner] =
+    /^turn (\d+) (\d+) (\d*) (.*)$/s.exec(message) ?? [];
+  if (owner !== undefined) {
+    return { owner, turn: toAnswer([1, lease, micros, token]) as Turn };
+  }
+  return message.startsWith("end ") ? { ended: message.slice(4) } : undefined;
 }

@@ -1,6 +1,6 @@
 /** ioredis 5 and 6, single servers and clusters. */
 
-import { type Port, SCAN_COUNT } from "./port.ts";
+import { type Listener, type Port, SCAN_COUNT } from "./port.ts";
 
 /** What tells an ioredis client: any command, by name. */
 export interface IoredisClient {
@@ -19,11 +19,20 @@ interface Commands {
   scan(...args: (string | number)[]): Promise<[string, string[]]>;
   /** Members that are only read, and not on every kind of ioredis client. */
   readonly status?: string;
-  readonly stream?: unknown;
+  readonly stream?: { unref?(): void };
   readonly isCluster?: boolean;
   readonly options?: { keyPrefix?: string };
   nodes?(role: "master"): Commands[];
+  duplicate(overrides: object): Commands;
+  connect(): Promise<void>;
+  subscribe(channel: string): Promise<unknown>;
+  disconnect(): void;
+  on(event: string, listener: (...args: string[]) => void): unknown;
+  off(event: string, listener: (...args: string[]) => void): unknown;
 }
+
+/** How soon a connection that listens comes back. */
+const BACK_AFTER_MS = 50;
 
 /** Speaks through an ioredis client. */
 export function ioredis(ioredisClient: IoredisClient): Port {
@@ -38,6 +47,9 @@ export function ioredis(ioredisClient: IoredisClient): Port {
     connection: () => client.stream,
     isClosed: () => client.status === "end",
     isCluster: client.isCluster ?? false,
+    ...client.isCluster
+      ? {}
+      : { listen: (channel, listener) => listen(client, channel, listener) },
     async *scan(pattern) {
       // SCAN is not told of the prefix that all other commands get.
       const prefix = client.options?.keyPrefix ?? "";
@@ -61,4 +73,38 @@ export function ioredis(ioredisClient: IoredisClient): Port {
       }
     },
   };
+}
+
+function listen(
+  client: Commands,
+  channel: string,
+  listener: Listener,
+): () => void {
+  const ear = client.duplicate({
+    lazyConnect: true,
+    // Subscribed by ourselves, to know from when on.
+    autoResubscribe: false,
+    retryStrategy: () => BACK_AFTER_MS,
+    reconnectOnError: null,
+    maxRetriesPerRequest: null,
+    commandTimeout: undefined,
+    socketTimeout: undefined,
+  });
+  const close = () => {
+    client.off("end", close);
+    ear.disconnect();
+  };
+  // Without a listener it would warn on stderr; it comes back by itself.
+  ear.on("error", () => {});
+  ear.on("connect", () => ear.stream?.unref?.());
+  ear.on("ready", () => {
+    ear.subscribe(channel).then(() => listener.onReady(), (reason) => {
+      // Cut off meanwhile, it will be ready again.
+      if (ear.status === "ready") listener.onFail(reason);
+    });
+  });
+  ear.on("message", (_channel, message) => listener.onMessage(message));
+  client.on("end", close);
+  ear.connect().catch(() => {});
+  return close;
 }

@@ -22,10 +22,10 @@ export interface MinimalClient {
 /** Speaks through an object that has only what the interface above says. */
 export function minimal(client: MinimalClient): Port {
   return {
-    setIfAbsent: (key, value, unit, amount) =>
-      client.set(key, value, unit, amount, "NX"),
-    get: (key) => client.get(key),
     // Async, as a double may throw where a client rejects, or answer at once.
+    setIfAbsent: async (key, value, unit, amount) =>
+      await client.set(key, value, unit, amount, "NX"),
+    get: (key) => client.get(key),
     eval: async (lua, keys, args) =>
       await client.eval(lua, keys.length, ...keys, ...args),
   };

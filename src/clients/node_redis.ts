@@ -5,7 +5,7 @@
  * all three kinds, and they apply the client's own key prefix.
  */
 
-import { type Port, SCAN_COUNT } from "./port.ts";
+import { type Listener, type Port, SCAN_COUNT } from "./port.ts";
 
 /** What is called of a node-redis client. */
 export interface NodeRedisClient {
@@ -38,12 +38,33 @@ interface Extras {
     options: { MATCH: string; COUNT: number; TYPE: string },
   ): Promise<{ cursor: string | number; keys: string[] }>;
   readonly masters?: readonly unknown[];
+  readonly options?: { socket?: object };
+  duplicate?(overrides: object): Ear;
+  on(event: string, listener: () => void): unknown;
+  off(event: string, listener: () => void): unknown;
   nodeClient?(node: unknown): Extras | Promise<Extras>;
 }
 
+/** A connection that listens. */
+interface Ear {
+  readonly isReady: boolean;
+  connect(): Promise<unknown>;
+  subscribe(
+    channel: string,
+    listener: (message: string) => void,
+  ): Promise<unknown>;
+  disconnect(): unknown;
+  destroy?(): void;
+  unref(): void;
+  on(event: string, listener: () => void): unknown;
+}
+
+/** How soon it comes back. */
+const BACK_AFTER_MS = 50;
+
 /** Speaks through a node-redis client. */
 export function nodeRedis(client: NodeRedisClient): Port {
-  const extras = client as Extras;
+  const extras = client as unknown as Extras;
   return {
     setIfAbsent: (key, value, unit, amount) =>
       client.set(
@@ -57,6 +78,10 @@ export function nodeRedis(client: NodeRedisClient): Port {
       client.evalSha(sha, { keys: [...keys], arguments: [...args] }),
     isClosed: () => !client.isOpen,
     isCluster: extras.masters !== undefined,
+    // Neither pools nor clusters can be duplicated like this.
+    ...extras.duplicate === undefined || extras.masters !== undefined ? {} : {
+      listen: (channel, listener) => listen(extras, channel, listener),
+    },
     async *scan(pattern) {
       const nodes = extras.masters?.map((node) => extras.nodeClient!(node)) ??
         [extras];
@@ -72,4 +97,43 @@ export function nodeRedis(client: NodeRedisClient): Port {
       }
     },
   };
+}
+
+function listen(
+  client: Extras,
+  channel: string,
+  listener: Listener,
+): () => void {
+  const ear = client.duplicate!({
+    socket: {
+      ...client.options?.socket,
+      reconnectStrategy: () => BACK_AFTER_MS,
+      socketTimeout: undefined,
+    },
+  });
+  let isOpen = true;
+  const close = () => {
+    if (!isOpen) return;
+    isOpen = false;
+    client.off("end", close);
+    // Version 4 has only the other one, which rejects if it is not connected.
+    if (ear.destroy !== undefined) ear.destroy();
+    else Promise.resolve(ear.disconnect()).catch(() => {});
+  };
+  // Without a listener the process would die of it; it comes back by itself.
+  ear.on("error", () => {});
+  ear.on("ready", () => {
+    if (!isOpen) return;
+    ear.unref();
+    // Again after each cut, to know from when on: the first time it subscribes.
+    ear.subscribe(channel, listener.onMessage).then(
+      () => listener.onReady(),
+      (reason) => {
+        if (isOpen && ear.isReady) listener.onFail(reason);
+      },
+    );
+  });
+  client.on("end", close);
+  ear.connect().catch(() => {});
+  return close;
 }

@@ -3,6 +3,16 @@
 /** How many keys a SCAN looks at before it lets others go first. */
 export const SCAN_COUNT = 500;
 
+/** Who listens on a channel. */
+export interface Listener {
+  /** A message came. */
+  onMessage(message: string): void;
+  /** Heard from now on is all that is published; before, some may be missed. */
+  onReady(): void;
+  /** Nothing is heard, and nothing will be. */
+  onFail(reason: unknown): void;
+}
+
 /** One client, spoken to in one way. Every reply is passed on as it came. */
 export interface Port {
   /** `SET key value EX|PX amount NX`. */
@@ -44,4 +54,11 @@ export interface Port {
   readonly isCluster?: boolean;
   /** Whether the client was closed for good by whoever owns it. */
   isClosed?(): boolean;
+  /**
+   * Listens on a channel, by a connection of its own that comes back by itself
+   * and keeps no process alive. Absent where the client can't.
+   *
+   * @returns A function that closes it.
+   */
+  listen?(channel: string, listener: Listener): () => void;
 }

@@ -1,4 +1,4 @@
-/** From a wish to a hold: try, wait, try again, until granted or given up. */
+/** From a wish to a hold: one attempt, or patience. */
 
 import {
   type Backend,
@@ -7,51 +7,62 @@ import {
   type Grant,
   type Refusal,
 } from "./backend.ts";
-import { moment } from "./clock.ts";
+import { type Moment, moment } from "./clock.ts";
 import { LockBackendError } from "./errors.ts";
 import { Keeper, type Terms } from "./keeper.ts";
 import { driftMs } from "./options.ts";
-import type { Waiting } from "./wait.ts";
 
 /**
- * Acquires `claim` on `backend`.
+ * Acquires `claim` on `backend`, or hears that it is taken: one attempt.
  *
- * @returns The keeper of the hold, or the last refusal.
- * @throws {LockBackendError} The server could not be asked, or its grant came
- * when the lease was over already.
+ * By then() rather than await: it is done for every lock, and each layer of
+ * promises shows in the throughput.
+ *
+ * @param settle What to make of the keeper of the hold, or of the refusal.
+ * @throws The signal's reason, at once, if it was aborted before.
+ * @throws {LockBackendError} As a rejection: the server could not be asked, or
+ * its grant came when the lease was over already.
  */
-export async function acquire(
+export function acquire<T>(
   backend: Backend,
   claim: Claim,
-  waiting: Waiting,
   terms: Terms,
-): Promise<Keeper | Refusal> {
-  const clock = clockOf(backend);
+  settle: (answer: Keeper | Refusal) => T,
+): Promise<T> {
   const { signal } = terms;
-  for (;;) {
-    if (signal?.aborted) throw signal.reason;
-    const asked = moment(clock);
-    const attempt = terms.fencing
-      ? backend.tryAcquireFenced!(claim)
-      : backend.tryAcquire(claim);
-    const answer = signal === undefined
-      ? await attempt
-      : await orAborted(attempt, signal, () => backend.discard(claim));
-    if (answer.granted) {
-      // The whole lease went by before the answer came: ours it may be no more.
-      const tookMs = clock.now() - asked.now;
-      if (tookMs < claim.ttlMs - driftMs(claim.ttlMs)) {
-        return new Keeper(backend, claim, asked, terms, answer.fencingToken);
-      }
-      backend.discard(claim);
-      throw new LockBackendError(
-        claim.key,
-        `Cannot acquire "${claim.key}": the answer took ` +
-          `${Math.round(tookMs)} ms, longer than the lease`,
-      );
-    }
-    if (!await waiting.again(answer)) return answer;
+  if (signal?.aborted) throw signal.reason;
+  const asked = moment(clockOf(backend));
+  const attempt = terms.fencing
+    ? backend.tryAcquireFenced!(claim)
+    : backend.tryAcquire(claim);
+  const answer = signal === undefined
+    ? attempt
+    : orAborted(attempt, signal, () => backend.discard(claim));
+  return answer.then((answer) =>
+    settle(answer.granted ? keep(backend, claim, asked, terms, answer) : answer)
+  );
+}
+
+/** Keeps what was granted, if there is anything left of it. */
+function keep(
+  backend: Backend,
+  claim: Claim,
+  asked: Moment,
+  terms: Terms,
+  { fencingToken }: Grant,
+): Keeper {
+  const { key, ttlMs } = claim;
+  const tookMs = clockOf(backend).now() - asked.now;
+  if (tookMs < ttlMs - driftMs(ttlMs)) {
+    return new Keeper(backend, claim, asked, terms, fencingToken);
   }
+  // The whole lease went by before the answer came: ours it may be no more.
+  backend.discard(claim);
+  throw new LockBackendError(
+    key,
+    `Cannot acquire "${key}": the answer took ${Math.round(tookMs)} ms, ` +
+      "longer than the lease",
+  );
 }
 
 /**

@@ -31,7 +31,9 @@ export interface Refusal {
   /** Always false. */
   readonly granted: false;
   /** What is left of the present hold in milliseconds, where it is known. */
-  readonly retryAfterMs?: number;
+  readonly retryAfterMs?: number | undefined;
+  /** The place in line, from 1; only of one who stands there. */
+  readonly place?: number | undefined;
 }
 
 /** The plain grant, of which one is enough. */
@@ -88,13 +90,15 @@ export interface Backend {
   extend(
     claims: readonly Claim[],
   ): Promise<readonly (Verdict | LockBackendError)[]>;
-  /** Frees the key, if it is still ours. */
+  /** Frees the key, if it is still ours; who stands in line for it is next. */
   release(hold: Hold): Promise<Verdict>;
   /**
    * Frees the key in the background, for a hold of which nobody knows whether
    * it came about: tried again until it is known to be gone or has expired.
    */
   discard(claim: Claim): void;
+  /** The lines before its keys; without it, who waits asks again and again. */
+  readonly line?: Line;
   /** How a hold stands, without changing it. */
   inquire(hold: Hold): Promise<Standing>;
   /** Who has a key, whoever it is. */
@@ -108,6 +112,97 @@ export interface Backend {
    * did. For a resource that is kept on the same server.
    */
   writeFenced?(write: FencedWrite): Promise<boolean>;
+}
+
+/** A wish that can stand in line. */
+export interface Wish extends Claim {
+  /** How many fencing tokens in a row are to be drawn for it; 0 for none. */
+  readonly tokens: number;
+  /** The ticket that it was given, for a server that has forgotten it. */
+  readonly ticket?: number | undefined;
+}
+
+/** It is our turn. */
+export interface Turn extends Grant {
+  /** Of the first of the tokens in a row. */
+  readonly fencingToken?: number;
+  /** What is left of the lease, in milliseconds, as of `at`. */
+  readonly leftMs: number;
+  /** The server's clock then, in milliseconds. */
+  readonly at: number;
+}
+
+/** Somebody else's turn, and where we stand. */
+export interface Place extends Refusal {
+  /** What the wish is known by in its line; `undefined` if it is in none. */
+  readonly ticket?: number | undefined;
+  /** The server's clock then, in milliseconds. */
+  readonly at: number;
+}
+
+/** What a line has to say to those who stand in it, unasked. */
+export interface Ears {
+  /** It is the turn of the wish of `owner`. */
+  onTurn(owner: string, turn: Turn): void;
+  /** The hold of `owner` was ended by force. */
+  onEnd(owner: string): void;
+  /** Messages may have been missed: ask for all that is waited for. */
+  onGap(): void;
+  /** Nobody can call us, for the reason given: ask again and again. */
+  onDeaf(reason: unknown): void;
+}
+
+/** Whose turn it is. */
+export interface Called {
+  /** The owner of the wish. */
+  readonly owner: string;
+  /** What it has. */
+  readonly turn: Turn;
+}
+
+/** What became of a release, and of the wish that was sent along. */
+export interface HandOver {
+  /** What became of the release. */
+  readonly verdict: Verdict;
+  /** Where the wish stands, or that it is its turn; only if `done`. */
+  readonly next?: Turn | Place | undefined;
+  /** Who is next, if that is one of ours, whom nobody else calls. */
+  readonly called?: Called | undefined;
+}
+
+/** The lines before the keys of one backend: who waits is served in order. */
+export interface Line {
+  /**
+   * What an owner is to end with, before its label, so that it can be called;
+   * `undefined` while nobody listens.
+   */
+  readonly inbox: string | undefined;
+  /**
+   * Listens from now on, so that grants can be pushed.
+   *
+   * @returns Whether they will be; if not, one has to ask for them.
+   */
+  open(ears: Ears): Promise<boolean>;
+  /** Listens no more. */
+  close(): void;
+  /** Whether whoever owns the connection has closed it for good. */
+  isClosed?(): boolean;
+  /**
+   * Takes the key for each wish whose turn it is, and puts the others in line;
+   * or, where `isPassing`, leaves them out of it. Safe to repeat: a wish keeps
+   * its place, and one that was granted meanwhile is granted again.
+   */
+  stand(
+    wishes: readonly Wish[],
+    isPassing?: boolean,
+  ): Promise<readonly (Turn | Place | LockBackendError)[]>;
+  /** Frees the key for the next in line, and has `next` stand behind them. */
+  handOver(hold: Hold, next: Wish | undefined): Promise<HandOver>;
+  /**
+   * Takes the wish out of the line, in the background; if its turn has come
+   * meanwhile, it is handed on.
+   */
+  leave(wish: Wish): void;
 }
 
 /** A write that is refused if it comes from a holder of the past. */

@@ -10,12 +10,12 @@ export interface Clock {
   /** Milliseconds of the wall clock: goes on while a machine sleeps, may jump. */
   wall(): number;
   /**
-   * Calls `callback` once, not before `ms` milliseconds from now, and never
-   * keeps the process alive for it.
+   * Calls `callback` once, not before `ms` milliseconds from now. It keeps the
+   * process alive only where `isAwaited`: for a caller who waits for it.
    *
    * @returns A function that calls it off.
    */
-  setTimer(callback: () => void, ms: number): () => void;
+  setTimer(callback: () => void, ms: number, isAwaited?: boolean): () => void;
 }
 
 /** The furthest that `setTimeout` can look ahead; beyond, it fires at once. */
@@ -25,14 +25,14 @@ const FURTHEST_MS = 2 ** 31 - 1;
 export const systemClock: Clock = {
   now: () => performance.now(),
   wall: () => Date.now(),
-  setTimer(callback, ms) {
+  setTimer(callback, ms, isAwaited = false) {
     let timer: ReturnType<typeof setTimeout>;
     const start = (leftMs: number) => {
       timer = leftMs > FURTHEST_MS
         ? setTimeout(() => start(leftMs - FURTHEST_MS), FURTHEST_MS)
         : setTimeout(callback, Math.ceil(leftMs));
       // Deno's types speak of a number; all three runtimes give an object.
-      (timer as { unref?(): void }).unref?.();
+      if (!isAwaited) (timer as { unref?(): void }).unref?.();
     };
     start(ms);
     return () => clearTimeout(timer);
@@ -68,4 +68,13 @@ export function within<T>(
     );
     attempt().then(resolve, reject).finally(callOff);
   });
+}
+
+/**
+ * Calls `callback` once those have been told who wait for what was settled just
+ * now: a few steps of promises later, and in the same turn of the event loop.
+ */
+export async function afterwards(callback: () => void): Promise<void> {
+  for (let step = 0; step < 4; step++) await undefined;
+  callback();
 }

@@ -78,11 +78,25 @@ export class LockNotAcquiredError extends LockError {
    * or released before; `undefined` where the server cannot tell.
    */
   readonly retryAfterMs: number | undefined;
+  /**
+   * The place in line when patience ran out, as far as is known: 1 would have
+   * been the next. `undefined` for one who did not stand in line.
+   */
+  readonly place: number | undefined;
 
-  /** The lock on `key` is taken, for `retryAfterMs` more if that is known. */
-  constructor(key: string, message: string, retryAfterMs?: number) {
+  /**
+   * The lock on `key` is taken, for `retryAfterMs` more if that is known, and
+   * the caller was at `place` in line.
+   */
+  constructor(
+    key: string,
+    message: string,
+    retryAfterMs?: number,
+    place?: number,
+  ) {
     super("LOCK_NOT_ACQUIRED", key, message);
     this.retryAfterMs = retryAfterMs;
+    this.place = place;
   }
 }
 

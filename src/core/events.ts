@@ -29,6 +29,8 @@ export interface RefusedEvent extends LockEventBase {
   readonly tookMs: number;
   /** What is left of the present hold, where it is known. */
   readonly retryAfterMs?: number;
+  /** The place in line, from 1, of one who waited there. */
+  readonly place?: number;
 }
 
 /** A lease was extended, by hand or in the background. */
@@ -85,6 +87,17 @@ export interface ReleaseFailedEvent extends LockEventBase {
   readonly error: unknown;
 }
 
+/**
+ * Nobody can call those who wait for a lock: the client has no way to, or may
+ * not, SUBSCRIBE. They stand in line all the same, and ask again and again.
+ */
+export interface PushFailedEvent extends LockEventBase {
+  /** What happened. */
+  readonly type: "push-failed";
+  /** Why. */
+  readonly error: unknown;
+}
+
 /** What an observer is told; durations are in milliseconds. */
 export type LockEvent =
   | AcquiredEvent
@@ -93,7 +106,8 @@ export type LockEvent =
   | ExtendFailedEvent
   | LostEvent
   | ReleasedEvent
-  | ReleaseFailedEvent;
+  | ReleaseFailedEvent
+  | PushFailedEvent;
 
 /**
  * Tells the observer of `backend`. Callers make the event only if there is an

@@ -23,6 +23,7 @@ import { type LockEvent, tell } from "./events.ts";
 import { labelOf } from "./keys.ts";
 import { driftMs } from "./options.ts";
 import { extendAll, renewalOf } from "./renewal.ts";
+import type { LocalTurn } from "./room.ts";
 
 /** On what terms a lock is acquired and kept. */
 export interface Terms {
@@ -39,6 +40,19 @@ export interface Terms {
 /** Two clocks that are read one after the other differ by this much at least. */
 const UNSURE_MS = 20;
 
+/** A lease: when it was asked for, and for how long. */
+export interface Lease {
+  /** When it was asked for; it counts from then. */
+  readonly asked: Moment;
+  /** For how long, in milliseconds. */
+  readonly ms: number;
+  /**
+   * Whether it is the short one that comes with a turn in line, so that one who
+   * never takes it up costs the others little: to be made a full one soon.
+   */
+  readonly isShort: boolean;
+}
+
 /** The watch over one hold, from its grant to its release or loss. */
 export class Keeper {
   /** What was granted. */
@@ -47,6 +61,8 @@ export class Keeper {
   readonly fencingToken: number | undefined;
   /** How it is to be kept. */
   readonly terms: Terms;
+  /** The turn in line that it is part of, if it came by one. */
+  turn: LocalTurn | undefined;
   readonly #backend: Backend;
   readonly #clock: Clock;
   /** When the hold began. */
@@ -54,6 +70,7 @@ export class Keeper {
   /** The lease that counts: when it was asked for, and for how long. */
   #asked: Moment;
   #ttlMs: number;
+  #isShort: boolean;
   #isReleased = false;
   #loss: LockLostError | undefined;
   /** The server is being asked which of two clocks is right. */
@@ -76,6 +93,7 @@ export class Keeper {
     terms: Terms,
     fencingToken?: number,
     leftMs: number = claim.ttlMs,
+    isShort: boolean = false,
   ) {
     this.#backend = backend;
     this.#clock = clockOf(backend);
@@ -86,7 +104,8 @@ export class Keeper {
     this.#asked = asked;
     // Without an expiry it is ours for longer than can be counted.
     this.#ttlMs = Math.min(leftMs, Number.MAX_SAFE_INTEGER);
-    if (terms.autoExtend) renewalOf(backend).plan(this, this.dueAt);
+    this.#isShort = isShort;
+    this.#plan();
   }
 
   /** An observer, told of the hold by now, is told of its loss as it happens. */
@@ -134,15 +153,32 @@ export class Keeper {
     return this.#clock.now() - this.#asked.now >= this.#validMs;
   }
 
-  /** When two thirds of a full lease will be left: time to renew it. */
+  /** The lease that counts, while it is held. Judges. */
+  get lease(): Lease | undefined {
+    if (this.remainingMs === 0) return undefined;
+    return { asked: this.#asked, ms: this.#ttlMs, isShort: this.#isShort };
+  }
+
+  /** How long the present lease is, all in all. */
+  get leaseMs(): number {
+    return this.#ttlMs;
+  }
+
+  /** When two thirds of a full lease will be left, or of this if it is less. */
   get dueAt(): number {
-    return this.#asked.now + this.#ttlMs - this.claim.ttlMs * 2 / 3;
+    const spareMs = this.#ttlMs - this.claim.ttlMs * 2 / 3;
+    return this.#asked.now + Math.max(spareMs, this.#ttlMs / 3);
   }
 
   /** Whether the lease ends before it may be held no longer. */
   get needsRenewal(): boolean {
     const leaseMs = this.#asked.now + this.#validMs - this.#since;
     return leaseMs < this.terms.maxHoldMs;
+  }
+
+  /** Whether there is an extension in the background to come. */
+  get #isRenewed(): boolean {
+    return this.terms.autoExtend || this.#isShort;
   }
 
   /** Whether it is being extended by hand: then renewal keeps out of the way. */
@@ -230,9 +266,14 @@ export class Keeper {
       this.lose(answer === "taken" ? "taken" : "deleted");
     } else {
       this.#unanswered = undefined;
+      const wasShort = this.#isShort;
+      this.#isShort = false;
       // An older lease says nothing of a shorter one that was sent after it.
       const countsFrom = Math.max(this.#asked.now, this.#sentByHandAt);
       if (asked.now >= countsFrom) this.#count(asked, ttlMs);
+      if (wasShort && !this.terms.autoExtend) {
+        renewalOf(this.#backend).drop(this);
+      }
       this.#tell({ type: "extended", tookMs, ttlMs });
     }
   }
@@ -287,9 +328,11 @@ export class Keeper {
     this.#ttlMs = ttlMs;
     this.#isInDoubt = false;
     if (this.#isWatched) this.#watch();
-    if (this.terms.autoExtend) {
-      renewalOf(this.#backend).plan(this, this.dueAt);
-    }
+    this.#plan();
+  }
+
+  #plan(): void {
+    if (this.#isRenewed) renewalOf(this.#backend).plan(this, this.dueAt);
   }
 
   #runOut(): void {
@@ -337,7 +380,7 @@ export class Keeper {
   #stop(): void {
     this.#callOff?.();
     this.#callOff = undefined;
-    if (this.terms.autoExtend) renewalOf(this.#backend).drop(this);
+    if (this.#isRenewed) renewalOf(this.#backend).drop(this);
   }
 
   /**

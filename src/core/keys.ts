@@ -50,11 +50,12 @@ let block = "";
 let next = 0;
 
 /**
- * A new owner: 128 random bits in hexadecimal, then the label, if there is
- * one. Kept in the owner, the label costs no key and no command, and it is
- * gone in the same instant as the lock.
+ * A new owner: 128 random bits in hexadecimal, then `@` and the inbox of the
+ * process, if it has one, then `:` and the label, if there is one. Kept in the
+ * owner, both cost no key and no command, and are gone in the same instant as
+ * the lock.
  */
-export function drawOwner(label?: string): string {
+export function drawOwner(label?: string, inbox?: string): string {
   if (next === block.length) {
     crypto.getRandomValues(random);
     for (let i = 0; i < random.length; i++) {
@@ -65,11 +66,12 @@ export function drawOwner(label?: string): string {
     block = decoder.decode(digits);
     next = 0;
   }
-  const owner = block.slice(next, next += OWNER_LENGTH);
+  let owner = block.slice(next, next += OWNER_LENGTH);
+  if (inbox !== undefined) owner += "@" + inbox;
   return label === undefined ? owner : `${owner}:${label}`;
 }
 
 /** The label in an owner of {@linkcode drawOwner}; `undefined` if there is none. */
 export function labelOf(owner: string): string | undefined {
-  return /^[0-9a-f]{32}:(.*)$/s.exec(owner)?.[1];
+  return /^[0-9a-f]{32}(?:@[0-9a-f]+)?:(.*)$/s.exec(owner)?.[1];
 }

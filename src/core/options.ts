@@ -8,8 +8,9 @@ export interface LockOptions {
    */
   ttl?: number;
   /**
-   * Ends the attempt: it rejects with `signal.reason`, and a grant that was
-   * under way is given back. Default: none.
+   * Ends the attempt, or the waiting: it rejects with `signal.reason`, a grant
+   * that was under way is handed on, and no place in line is left behind.
+   * Default: none.
    */
   signal?: AbortSignal;
   /**
@@ -28,8 +29,9 @@ export interface LockOptions {
    */
   label?: string;
   /**
-   * Milliseconds of patience while the lock is taken. Not built yet: anything
-   * but 0, the default, which fails at once, is refused.
+   * Milliseconds of patience while the lock is taken: 0 fails at once, and
+   * `Infinity` waits until `signal` says stop. Who waits stands in line, and is
+   * served in the order in which the server saw them. Default: 0.
    */
   waitMs?: number;
   /**
@@ -48,7 +50,11 @@ export interface LockOptions {
    * {@linkcode DistributedLock.fencingToken}. Default: `false`.
    */
   fencing?: boolean;
-  /** How many waiters one turn in line may serve. Not built yet: refused. */
+  /**
+   * How many waiters of this process one turn in line may serve, one after the
+   * other and without a word to the server; never past 10 ms since the turn
+   * began. 0 for strict order across all processes. Default: 16.
+   */
   localTurns?: number;
 }
 
@@ -62,6 +68,8 @@ export interface Settings {
   readonly autoExtend: boolean;
   readonly maxHoldMs: number;
   readonly fencing: boolean;
+  readonly waitMs: number;
+  readonly localTurns: number;
 }
 
 const DEFAULTS: Settings = {
@@ -73,6 +81,8 @@ const DEFAULTS: Settings = {
   autoExtend: false,
   maxHoldMs: Infinity,
   fencing: false,
+  waitMs: 0,
+  localTurns: 16,
 };
 const DEFAULTS_SCOPED: Settings = { ...DEFAULTS, autoExtend: true };
 
@@ -173,15 +183,6 @@ export function driftMs(ttlMs: number): number {
   return Math.min(ttlMs * 0.01 + 2, ttlMs / 2);
 }
 
-/** Refuses what is not built yet, unless it asks for what happens anyway. */
-function notYet(action: string, name: string, value: unknown, idle: unknown) {
-  if (value === idle) return;
-  const rule = idle === undefined
-    ? `${name} is not built yet and must be left out`
-    : `${name} is not built yet and must be ${idle}`;
-  outOfRange(action, rule, value);
-}
-
 /**
  * Checks the options of a call and completes them.
  *
@@ -209,9 +210,20 @@ export function readOptions(
   // Read by name, so that a getter or an inherited default is an option too.
   const given: { [Name in keyof LockOptions]: unknown } = options;
   const { ttl, signal, errorMessage, label, maxHoldMs } = given;
-  if (given.waitMs !== undefined) notYet(action, "waitMs", given.waitMs, 0);
-  if (given.localTurns !== undefined) {
-    notYet(action, "localTurns", given.localTurns, undefined);
+  const { waitMs, localTurns } = given;
+  if (waitMs !== undefined) {
+    if (typeof waitMs !== "number") {
+      wrongType(action, "waitMs must be a number", waitMs);
+    }
+    if (!(waitMs >= 0)) outOfRange(action, "waitMs must be >= 0", waitMs);
+  }
+  if (localTurns !== undefined) {
+    if (typeof localTurns !== "number") {
+      wrongType(action, "localTurns must be a number", localTurns);
+    }
+    if (!Number.isSafeInteger(localTurns) || localTurns < 0) {
+      outOfRange(action, "localTurns must be a whole number >= 0", localTurns);
+    }
   }
   if (signal !== undefined && !isAbortSignal(signal)) {
     wrongType(action, "signal must be an AbortSignal", signal);
@@ -245,6 +257,8 @@ export function readOptions(
     autoExtend: readBoolean(action, "autoExtend", given, defaults),
     maxHoldMs: maxHoldMs ?? defaults.maxHoldMs,
     fencing: readBoolean(action, "fencing", given, defaults),
+    waitMs: waitMs ?? defaults.waitMs,
+    localTurns: localTurns ?? defaults.localTurns,
   };
 }
 

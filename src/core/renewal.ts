@@ -85,17 +85,17 @@ export class Renewal {
     // Woken for an answer that has come since, there may be nothing to do.
     const isTime = [...this.#dueAt.values()].some((dueAt) => dueAt <= now);
     for (const [keeper, dueAt] of this.#dueAt) {
-      const { ttlMs } = keeper.claim;
+      const { leaseMs } = keeper;
       // Judged before it is renewed: after a stall it may be too late.
       if (keeper.loss !== undefined) continue;
       let again = dueAt;
       // Early by up to half a period, so that many go together from now on.
-      if (isTime && dueAt <= now + ttlMs / 6) {
+      if (isTime && dueAt <= now + leaseMs / 6) {
         if (!keeper.needsRenewal) {
           this.#dueAt.delete(keeper);
           continue;
         }
-        this.#dueAt.set(keeper, again = now + ttlMs / 6);
+        this.#dueAt.set(keeper, again = now + leaseMs / 6);
         if (!keeper.isBeingExtended) due.push(keeper);
       }
       next = Math.min(next, again);
@@ -116,7 +116,7 @@ export class Renewal {
       const { ttlMs } = keeper.claim;
       keeper.answered(answers[i], asked[i], ttlMs);
       if (typeof answers[i] !== "string" && this.#dueAt.has(keeper)) {
-        this.plan(keeper, this.#clock.now() + ttlMs / 12);
+        this.plan(keeper, this.#clock.now() + keeper.leaseMs / 12);
       }
     }
   }

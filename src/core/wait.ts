@@ -1,18 +1,172 @@
-/** What to do between two attempts: the policies of a caller's patience. */
+/** Patience: one who waits, and how to wait where there is no line. */
 
-import type { Refusal } from "./backend.ts";
+import { acquire } from "./acquire.ts";
+import { type Backend, type Claim, clockOf, type Refusal } from "./backend.ts";
+import type { Clock } from "./clock.ts";
+import type { LockBackendError } from "./errors.ts";
+import type { Keeper, Terms } from "./keeper.ts";
+import { roomOf } from "./room.ts";
 
-/**
- * One caller's way of waiting. Standing in line, and polling where nobody can
- * call us, will be others of the kind.
- */
-export interface Waiting {
-  /**
-   * Called with each refusal: resolves when another attempt is due, to false
-   * where patience has run out.
-   */
-  again(refusal: Refusal): Promise<boolean> | false;
+/** How long, and how, somebody is ready to wait. */
+export interface Patience {
+  /** For so many milliseconds. */
+  readonly waitMs: number;
+  /** How many of a process one turn in line may serve, where this is one. */
+  readonly localTurns: number;
 }
 
-/** No patience at all: the first answer stands. */
-export const failFast: Waiting = { again: () => false };
+/** Between two tries where there is no line, at first and at most. */
+const POLL_FIRST_MS = 10;
+const POLL_LAST_MS = 200;
+
+/**
+ * Waits for `claim`: in line, where there is one, in the order in which the
+ * server saw who came.
+ *
+ * @param settle What to make of the keeper of the hold, or the last refusal.
+ * @throws The signal's reason, as a rejection.
+ * @throws {LockBackendError} As a rejection: the server could not be asked.
+ */
+export function wait<T>(
+  backend: Backend,
+  claim: Claim,
+  label: string | undefined,
+  terms: Terms,
+  patience: Patience,
+  settle: (answer: Keeper | Refusal) => T,
+): Promise<T> {
+  if (terms.signal?.aborted) throw terms.signal.reason;
+  const { line } = backend;
+  if (line === undefined) {
+    return poll(backend, claim, terms, patience).then(settle);
+  }
+  return new Promise((resolve, reject) => {
+    const answer = (answer: Keeper | Refusal) => {
+      try {
+        resolve(settle(answer));
+      } catch (error) {
+        reject(error);
+      }
+    };
+    const waiter = new Waiter(claim, label, terms, patience, answer, reject);
+    roomOf(backend, line).enter(claim.key, waiter);
+  });
+}
+
+/** One who waits, until seated, refused, failed or called off. */
+export class Waiter {
+  readonly ttlMs: number;
+  readonly label: string | undefined;
+  readonly terms: Terms;
+  readonly waitMs: number;
+  readonly localTurns: number;
+  /** Whether it waits no more. */
+  isOver = false;
+  readonly #answer: (answer: Keeper | Refusal) => void;
+  readonly #reject: (reason: unknown) => void;
+  #callOff: (() => void) | undefined;
+  #onAbort: (() => void) | undefined;
+
+  constructor(
+    claim: Claim,
+    label: string | undefined,
+    terms: Terms,
+    { waitMs, localTurns }: Patience,
+    answer: (answer: Keeper | Refusal) => void,
+    reject: (reason: unknown) => void,
+  ) {
+    this.ttlMs = claim.ttlMs;
+    this.label = label;
+    this.terms = terms;
+    this.waitMs = waitMs;
+    this.localTurns = localTurns;
+    this.#answer = answer;
+    this.#reject = reject;
+  }
+
+  /** From now on its patience runs; `depart` is called when it is over. */
+  begin(clock: Clock, depart: (reason: "late" | "aborted") => void): void {
+    const { signal } = this.terms;
+    if (this.waitMs < Infinity) {
+      this.#callOff = clock.setTimer(() => depart("late"), this.waitMs, true);
+    }
+    if (signal === undefined) return;
+    this.#onAbort = () => {
+      this.#finish();
+      this.#reject(signal.reason);
+      depart("aborted");
+    };
+    signal.addEventListener("abort", this.#onAbort, { once: true });
+  }
+
+  /** It is its turn. */
+  seat(keeper: Keeper): void {
+    this.#finish();
+    this.#answer(keeper);
+  }
+
+  /** Its patience ran out. */
+  refuse(refusal: Refusal): void {
+    this.#finish();
+    this.#answer(refusal);
+  }
+
+  /** The server could not be asked. */
+  fail(error: LockBackendError): void {
+    this.#finish();
+    this.#reject(error);
+  }
+
+  #finish(): void {
+    this.isOver = true;
+    this.#callOff?.();
+    if (this.#onAbort !== undefined) {
+      this.terms.signal!.removeEventListener("abort", this.#onAbort);
+    }
+  }
+}
+
+/** Tries again and again, with pauses that differ, or all would try at once. */
+async function poll(
+  backend: Backend,
+  claim: Claim,
+  terms: Terms,
+  { waitMs }: Patience,
+): Promise<Keeper | Refusal> {
+  const clock = clockOf(backend);
+  const until = clock.now() + waitMs;
+  let pauseMs = POLL_FIRST_MS;
+  for (;;) {
+    const answer = await acquire(backend, claim, terms, (answer) => answer);
+    if (!("granted" in answer)) return answer;
+    const leftMs = until - clock.now();
+    if (leftMs <= 0) return answer;
+    const spreadMs = pauseMs * (0.5 + Math.random());
+    const freeInMs = (answer.retryAfterMs ?? Infinity) + 1;
+    await pause(clock, Math.min(spreadMs, freeInMs, leftMs), terms.signal);
+    pauseMs = Math.min(pauseMs * 2, POLL_LAST_MS);
+  }
+}
+
+/** Resolves after `ms`, or rejects with the signal's reason. */
+function pause(
+  clock: Clock,
+  ms: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const abort = () => {
+      callOff();
+      reject(signal!.reason);
+    };
+    const callOff = clock.setTimer(
+      () => {
+        signal?.removeEventListener("abort", abort);
+        resolve();
+      },
+      ms,
+      true,
+    );
+    signal?.addEventListener("abort", abort, { once: true });
+  });
+}

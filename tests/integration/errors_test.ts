@@ -211,23 +211,29 @@ const badOptions: [
   [{ maxHoldMs: "1" }, TypeError, "maxHoldMs must be a number", '"1"'],
   [{ maxHoldMs: 0 }, RangeError, "maxHoldMs must be > 0", "0"],
   [{ maxHoldMs: NaN }, RangeError, "maxHoldMs must be > 0", "NaN"],
+  [{ waitMs: "1000" }, TypeError, "waitMs must be a number", '"1000"'],
+  [{ waitMs: -1 }, RangeError, "waitMs must be >= 0", "-1"],
+  [{ waitMs: NaN }, RangeError, "waitMs must be >= 0", "NaN"],
+  [{ localTurns: true }, TypeError, "localTurns must be a number", "true"],
+  [
+    { localTurns: -1 },
+    RangeError,
+    "localTurns must be a whole number >= 0",
+    "-1",
+  ],
+  [
+    { localTurns: 1.5 },
+    RangeError,
+    "localTurns must be a whole number >= 0",
+    "1.5",
+  ],
+  [
+    { localTurns: Infinity },
+    RangeError,
+    "localTurns must be a whole number >= 0",
+    "Infinity",
+  ],
   [[], TypeError, "options must be an object", "an array"],
-];
-
-/** To be removed one by one, as they are built. */
-const notBuiltYet: typeof badOptions = [
-  [
-    { waitMs: 5 },
-    RangeError,
-    "waitMs is not built yet and must be 0",
-    "5",
-  ],
-  [
-    { localTurns: 4 },
-    RangeError,
-    "localTurns is not built yet and must be left out",
-    "4",
-  ],
 ];
 
 /** Options as the name of a test shows them. */
@@ -246,7 +252,7 @@ function shown(options: unknown): string {
   return `{ ${name}: ${text} }`;
 }
 
-for (const [options, kind, rule, value] of [...badOptions, ...notBuiltYet]) {
+for (const [options, kind, rule, value] of badOptions) {
   test(`the options ${shown(options)} are refused: ${rule}`, () =>
     unnoticed(async () => {
       for (const { on } of everyone) {
@@ -286,9 +292,7 @@ const goodOptions: [
     localTurns: undefined,
     fencing: undefined,
   }],
-  ["what is not built yet, asked for in vain", {
-    waitMs: 0,
-  }],
+  ["patience that is not needed", { waitMs: Infinity, localTurns: 0 }],
 ];
 
 for (const [what, options] of goodOptions) {

@@ -1,0 +1,630 @@
+/**
+ * The waiting room of a process: who waits for a key here stands in line there
+ * as one party, and is seated when the party's turn comes.
+ *
+ * A turn in line serves several of a party, one after the other, without a word
+ * to the server: lock cohorting (Dice, Marathe, Shavit: "Lock cohorting: a
+ * general technique for designing NUMA locks", 2012). It ends after so many, or
+ * 10 ms, and the party stands behind all others again.
+ */
+
+import {
+  type Backend,
+  type Claim,
+  clockOf,
+  type Hold,
+  type Line,
+  type Place,
+  type Turn,
+  type Verdict,
+  type Wish,
+} from "./backend.ts";
+import { type Clock, type Moment, moment } from "./clock.ts";
+import { LockBackendError } from "./errors.ts";
+import { tell } from "./events.ts";
+import { Keeper, type Lease } from "./keeper.ts";
+import { drawOwner } from "./keys.ts";
+import { driftMs } from "./options.ts";
+import type { Waiter } from "./wait.ts";
+
+/** For how long one turn in line may be passed on. */
+const TURN_MS = 10;
+/**
+ * How often those who wait ask, should a message have been lost. Less than the
+ * short lease of a turn: so everybody knows of it before it can run out.
+ */
+const HEARTBEAT_MS = 1_200;
+/** Where something is to be asked anyway, so much else that is due soon, too. */
+const TOGETHER_MS = HEARTBEAT_MS / 4;
+/** How soon after the end of somebody's lease to ask. */
+const AFTER_MS = 4;
+/** How soon after a failure to ask again. */
+const RETRY_MS = 100;
+/** How long to listen on when nobody waits any more. */
+const IDLE_MS = 1_000;
+/** How many wishes go into one command: a script holds everybody else up. */
+const MOST_AT_ONCE = 250;
+/** Where nobody can call us, the first in line asks this often, at most. */
+const POLL_FIRST_MS = 25;
+const POLL_LAST_MS = 1_000;
+
+/** What no patience will change: the server's word on our rights, or the key. */
+const FINAL = new Set(["NOAUTH", "NOPERM", "WRONGPASS", "WRONGTYPE", "ERR"]);
+
+/** The room of each backend at which somebody has waited. */
+const rooms = new WeakMap<Backend, Room>();
+
+/** The room of `backend`, before whose keys there are lines. */
+export function roomOf(backend: Backend, line: Line): Room {
+  let room = rooms.get(backend);
+  if (room === undefined) rooms.set(backend, room = new Room(backend, line));
+  return room;
+}
+
+/** Those of one process who wait for one key, with one place in its line. */
+class Party {
+  readonly key: string;
+  readonly label: string | undefined;
+  readonly isFenced: boolean;
+  /** Whether others may join it. */
+  readonly isShared: boolean;
+  readonly waiters: Waiter[] = [];
+  /** What stands in line for it, or is about to. */
+  wish: Wish | undefined;
+  /** Since when the server is being asked about the wish, if it is. */
+  asking: Moment | undefined;
+  /** When its turn began, and by whom it is held; or has been, until lost. */
+  turn: LocalTurn | undefined;
+  /** The last word of the server: when it was asked for, and its clock then. */
+  asked: Moment | undefined;
+  at = 0;
+  place: number | undefined;
+  /** When the present hold ends, as far as is known. */
+  freeAt: number | undefined;
+  /** When to ask again. */
+  askAt = Infinity;
+  /** Why it could not be asked of late. */
+  failure: LockBackendError | undefined;
+  callOff: (() => void) | undefined;
+
+  constructor(key: string, { label, terms, localTurns }: Waiter) {
+    this.key = key;
+    this.label = label;
+    this.isFenced = terms.fencing;
+    this.isShared = localTurns > 0;
+  }
+}
+
+/** One turn in line, while it is passed on inside the process. */
+export class LocalTurn {
+  readonly #room: Room;
+  readonly party: Party;
+  readonly beganAt: number;
+  /** The first of its fencing tokens. */
+  readonly #token: number | undefined;
+  /** How many it may serve, and how many it has. */
+  most: number;
+  served = 0;
+
+  constructor(
+    room: Room,
+    party: Party,
+    beganAt: number,
+    most: number,
+    token: number | undefined,
+  ) {
+    this.#room = room;
+    this.party = party;
+    this.beganAt = beganAt;
+    this.most = most;
+    this.#token = token;
+  }
+
+  /** The fencing token of the next whom it serves: one higher each time. */
+  nextToken(): number | undefined {
+    const nth = this.served++;
+    return this.#token === undefined ? undefined : this.#token + nth;
+  }
+
+  /** Whether the hold of `keeper`, with that lease, can go to another of us. */
+  canPass(keeper: Keeper, lease: Lease): boolean {
+    const { waiters, wish, turn } = this.party;
+    if (turn !== this || waiters.length === 0 || wish !== undefined) {
+      return false;
+    }
+    if (this.served >= Math.min(this.most, waiters[0].localTurns)) return false;
+    const now = this.#room.now();
+    return now - this.beganAt < TURN_MS &&
+      now - lease.asked.now < lease.ms / 2 && !keeper.isBeingExtended;
+  }
+
+  /** Seats the next of us; the server need not know. */
+  pass(owner: string, lease: Lease): void {
+    this.#room.seat(this, owner, lease);
+  }
+
+  /**
+   * Gives the key back, for the next in line, and stands there again. What
+   * became of it is heard before the next one learns that it has the key.
+   */
+  end<T>(
+    hold: Hold,
+    then: (verdict: Verdict) => T,
+    fail: (error: unknown) => never,
+  ): Promise<T> {
+    return this.#room.end(this, hold, then, fail);
+  }
+}
+
+/** The waiting room before the keys of one backend. */
+export class Room {
+  readonly #backend: Backend;
+  readonly #line: Line;
+  readonly #clock: Clock;
+  /** The parties that others may join, by key. */
+  readonly #parties = new Map<string, Party[]>();
+  /** The parties in line, by the owner of their wish. */
+  readonly #standing = new Map<string, Party>();
+  /** Who holds a key by a turn, by owner: to be told if it is ended by force. */
+  readonly #seated = new Map<string, Keeper>();
+  #sweepAt = 64;
+  #opening: Promise<void> | undefined;
+  /** Nobody can call us: one has to ask again and again. */
+  #isDeaf = false;
+  #wakesAt = Infinity;
+  #callOffWake = () => {};
+  #usedAt = 0;
+  #callOffIdle: (() => void) | undefined;
+
+  constructor(backend: Backend, line: Line) {
+    this.#backend = backend;
+    this.#line = line;
+    this.#clock = clockOf(backend);
+  }
+
+  /** Milliseconds by the clock of the backend. */
+  now(): number {
+    return this.#clock.now();
+  }
+
+  /** Lets `waiter` wait for `key`. */
+  enter(key: string, waiter: Waiter): void {
+    const party = this.#partyOf(key, waiter);
+    party.waiters.push(waiter);
+    waiter.begin(this.#clock, (reason) => this.#depart(party, waiter, reason));
+    if (waiter.isOver || party.wish !== undefined) return;
+    const { turn } = party;
+    if (
+      turn !== undefined && this.#clock.now() - turn.beganAt < TURN_MS
+    ) {
+      this.#awaitEnd(party, turn);
+    } else this.#begin(party);
+  }
+
+  /** The party that `waiter` belongs to: of one, where order is strict. */
+  #partyOf(key: string, waiter: Waiter): Party {
+    if (waiter.localTurns === 0) return new Party(key, waiter);
+    let parties = this.#parties.get(key);
+    if (parties === undefined) this.#parties.set(key, parties = []);
+    // What a turn brings along must do for each whom it serves.
+    let party = parties.find(({ label, isFenced }) =>
+      label === waiter.label && isFenced === waiter.terms.fencing
+    );
+    if (party === undefined) parties.push(party = new Party(key, waiter));
+    return party;
+  }
+
+  /** Has the party stand in line. */
+  #begin(party: Party): void {
+    if (this.#line.inbox !== undefined || this.#isDeaf) {
+      this.#draw(party);
+      this.#ask([party]);
+    } else void this.#tryInPassing(party);
+  }
+
+  /**
+   * Before anybody listens: as long as nobody else wants the key, nobody need.
+   * Listens before it stands in line, or the call could come too early.
+   */
+  async #tryInPassing(party: Party): Promise<void> {
+    const wish = this.#draw(party);
+    await this.#stand([party], true);
+    if (party.wish !== wish || party.asking !== undefined) return;
+    await this.#open();
+    if (party.wish !== wish) return;
+    this.#draw(party);
+    this.#ask([party]);
+  }
+
+  /** A new wish, for what the first of the party wants. */
+  #draw(party: Party, ticket?: number): Wish {
+    if (party.wish !== undefined) this.#standing.delete(party.wish.owner);
+    const [{ ttlMs, localTurns }] = party.waiters;
+    const owner = drawOwner(party.label, this.#line.inbox);
+    const tokens = party.isFenced ? Math.max(1, localTurns) : 0;
+    const wish: Wish = { key: party.key, owner, ttlMs, tokens, ticket };
+    party.wish = wish;
+    party.askAt = Infinity;
+    this.#usedAt = this.#clock.now();
+    this.#standing.set(owner, party);
+    return wish;
+  }
+
+  #ask(parties: readonly Party[]): void {
+    for (let i = 0; i < parties.length; i += MOST_AT_ONCE) {
+      void this.#stand(parties.slice(i, i + MOST_AT_ONCE), false);
+    }
+  }
+
+  /** Asks for the wishes of `parties`, and hears what the server says. */
+  async #stand(parties: readonly Party[], isPassing: boolean): Promise<void> {
+    const asked = moment(this.#clock);
+    const wishes = parties.map((party) => {
+      party.asking = asked;
+      return party.wish!;
+    });
+    let answers: Awaited<ReturnType<Line["stand"]>>;
+    try {
+      answers = await this.#line.stand(wishes, isPassing);
+    } catch (cause) {
+      answers = wishes.map(({ key }) =>
+        cause instanceof LockBackendError
+          ? cause
+          : new LockBackendError(key, `Cannot wait for "${key}"`, cause)
+      );
+    }
+    for (const [i, party] of parties.entries()) {
+      this.#hear(party, wishes[i], answers[i], asked);
+    }
+  }
+
+  /** What the server says of a wish that was asked for at `asked`. */
+  #hear(
+    party: Party,
+    wish: Wish,
+    answer: Turn | Place | LockBackendError,
+    asked: Moment,
+  ): void {
+    if (party.wish !== wish) {
+      const mayBeThere = answer instanceof Error || answer.granted ||
+        answer.ticket !== undefined;
+      if (mayBeThere) this.#withdraw(wish);
+      return;
+    }
+    party.asking = undefined;
+    if (answer instanceof Error) return this.#fail(party, wish, answer);
+    party.failure = undefined;
+    if (answer.granted) return this.#takeTurn(party, answer, asked);
+    const now = this.#clock.now();
+    const { ticket, place, retryAfterMs, at } = answer;
+    party.asked = asked;
+    party.at = at;
+    party.place = place;
+    party.freeAt = retryAfterMs === undefined ? undefined : now + retryAfterMs;
+    // In passing: the next step is on its way.
+    if (ticket === undefined) return;
+    if (wish.ticket !== ticket) party.wish = { ...wish, ticket };
+    this.#askAt(party, now + this.#pauseMs(place ?? 1, retryAfterMs));
+  }
+
+  /** How long to wait for a call before asking again. */
+  #pauseMs(place: number, freeInMs: number = Infinity): number {
+    const pauseMs = this.#isDeaf
+      // Around a mean, or all would ask at the same time for ever.
+      ? Math.min(POLL_FIRST_MS * place, POLL_LAST_MS) * (0.5 + Math.random())
+      : HEARTBEAT_MS;
+    return Math.min(pauseMs, freeInMs + AFTER_MS);
+  }
+
+  #fail(party: Party, wish: Wish, error: LockBackendError): void {
+    party.failure = error;
+    const isLost = error.reply === undefined
+      ? this.#line.isClosed?.() ?? false
+      : FINAL.has(error.reply);
+    // Not in line yet, it is an attempt like any other, and fails like one.
+    if (wish.ticket !== undefined && !isLost) {
+      this.#askAt(party, this.#clock.now() + RETRY_MS);
+      return;
+    }
+    this.#line.leave(wish);
+    this.#forget(party);
+    for (const waiter of party.waiters.splice(0)) waiter.fail(error);
+    this.#close(party);
+  }
+
+  /** The turn of the party has come, by a lease that counts from `asked`. */
+  #takeTurn(party: Party, turn: Turn, asked: Moment): void {
+    const wish = party.wish!;
+    this.#forget(party);
+    const now = this.#clock.now();
+    const { leftMs } = turn;
+    if (now - asked.now >= leftMs - driftMs(leftMs) || !party.waiters.length) {
+      // Heard too late to know it for ours, or wanted no more.
+      this.#line.leave(wish);
+      if (party.waiters.length) this.#begin(party);
+      else this.#close(party);
+      return;
+    }
+    const most = party.isFenced ? wish.tokens : Infinity;
+    party.turn = new LocalTurn(this, party, now, most, turn.fencingToken);
+    const isShort = leftMs < wish.ttlMs;
+    this.seat(party.turn, wish.owner, { asked, ms: leftMs, isShort });
+  }
+
+  /** Gives the turn, and what is left of its lease, to the first who waits. */
+  seat(turn: LocalTurn, owner: string, lease: Lease): void {
+    const { party } = turn;
+    const waiter = party.waiters.shift()!;
+    const { ttlMs, terms, localTurns } = waiter;
+    turn.most = Math.min(turn.most, localTurns);
+    const claim: Claim = { key: party.key, owner, ttlMs };
+    const keeper = new Keeper(
+      this.#backend,
+      claim,
+      lease.asked,
+      terms,
+      turn.nextToken(),
+      Math.min(lease.ms, ttlMs),
+      // Asked for by one who wanted it for less, it may have to grow.
+      lease.isShort || lease.ms < ttlMs * 0.9,
+    );
+    keeper.turn = turn;
+    this.#seated.set(owner, keeper);
+    if (this.#seated.size >= this.#sweepAt) this.#sweep();
+    if (party.waiters.length > 0) this.#awaitEnd(party, turn);
+    waiter.seat(keeper);
+  }
+
+  /** Once the turn can be passed on no more, who is left stands in line. */
+  #awaitEnd(party: Party, turn: LocalTurn): void {
+    // They will be called from there.
+    if (this.#line.inbox === undefined && !this.#isDeaf) void this.#open();
+    if (party.callOff !== undefined) return;
+    const leftMs = turn.beganAt + TURN_MS - this.#clock.now();
+    party.callOff = this.#clock.setTimer(
+      () => {
+        party.callOff = undefined;
+        if (party.waiters.length === 0 || party.wish !== undefined) return;
+        if (party.turn === turn || party.turn === undefined) {
+          this.#begin(party);
+        } else this.#awaitEnd(party, party.turn);
+      },
+      Math.max(0, leftMs),
+      true,
+    );
+  }
+
+  /** Ends a turn: the key goes to the next in line, and the party behind. */
+  end<T>(
+    turn: LocalTurn,
+    hold: Hold,
+    then: (verdict: Verdict) => T,
+    fail: (error: unknown) => never,
+  ): Promise<T> {
+    const { party } = turn;
+    this.#seated.delete(hold.owner);
+    // One that was lost before may have been followed by another.
+    const isLatest = party.turn === turn;
+    if (isLatest) party.turn = undefined;
+    const canStand = this.#line.inbox !== undefined || this.#isDeaf;
+    const isWanted = isLatest && party.waiters.length > 0 &&
+      party.wish === undefined;
+    const next = isWanted && canStand ? this.#draw(party) : undefined;
+    const asked = moment(this.#clock);
+    if (next !== undefined) party.asking = asked;
+    else if (isWanted) this.#begin(party);
+    this.#close(party);
+    return this.#line.handOver(hold, next).then((answer) => {
+      const { verdict, called } = answer;
+      try {
+        return then(verdict);
+      } finally {
+        if (next !== undefined) {
+          if (answer.next !== undefined) {
+            this.#hear(party, next, answer.next, asked);
+          } else this.#askFor(party, next);
+        }
+        if (called !== undefined) this.#onTurn(called.owner, called.turn);
+      }
+    }, (error) => {
+      if (next !== undefined) this.#askFor(party, next);
+      return fail(error);
+    });
+  }
+
+  /** Asks for a wish of which it is not known whether it stands in line. */
+  #askFor(party: Party, wish: Wish): void {
+    if (party.wish === wish) this.#ask([party]);
+    else this.#withdraw(wish);
+  }
+
+  /**
+   * Takes back a wish that nobody wants any more: it may have reached the
+   * server after the word that it was withdrawn. One that is no more because
+   * its turn came before the answer to it is somebody's hold.
+   */
+  #withdraw(wish: Wish): void {
+    if (!this.#seated.has(wish.owner)) this.#line.leave(wish);
+  }
+
+  /** Lets a waiter go, who has waited long enough or was told to. */
+  #depart(party: Party, waiter: Waiter, reason: "late" | "aborted"): void {
+    const at = party.waiters.indexOf(waiter);
+    if (at < 0) return;
+    party.waiters.splice(at, 1);
+    const { wish, failure, asking } = party;
+    if (reason === "late") {
+      const now = this.#clock.now();
+      const { place, freeAt } = party;
+      if (failure !== undefined) waiter.fail(failure);
+      else if (party.asked === undefined && asking !== undefined) {
+        // Never answered: nobody knows whether it is taken.
+        const what = `no answer from the server in ${waiter.waitMs} ms`;
+        const message = `Cannot wait for "${party.key}": ${what}`;
+        waiter.fail(new LockBackendError(party.key, message));
+      } else {
+        const retryAfterMs = freeAt && Math.max(0, freeAt - now);
+        waiter.refuse({ granted: false, retryAfterMs, place });
+      }
+    }
+    if (party.waiters.length > 0) return;
+    this.#forget(party);
+    // While it is being asked for, the answer will show whether to leave; but
+    // one that never comes must not keep the others waiting.
+    if (wish !== undefined) this.#line.leave(wish);
+    this.#close(party);
+  }
+
+  /** The wish of `party` is no more. */
+  #forget(party: Party): void {
+    if (party.wish === undefined) return;
+    this.#standing.delete(party.wish.owner);
+    party.wish = undefined;
+    party.asking = undefined;
+    party.asked = undefined;
+    party.askAt = Infinity;
+    if (this.#standing.size === 0) this.#wakeAt(Infinity);
+  }
+
+  /** Drops a party that nobody is left of. */
+  #close(party: Party): void {
+    if (party.waiters.length > 0) return;
+    party.callOff?.();
+    party.callOff = undefined;
+    if (party.turn !== undefined || !party.isShared) return;
+    const parties = this.#parties.get(party.key);
+    const at = parties?.indexOf(party) ?? -1;
+    if (at < 0) return;
+    if (parties!.length === 1) this.#parties.delete(party.key);
+    else parties!.splice(at, 1);
+  }
+
+  /** Drops what was held by a turn and lost, and never released. */
+  #sweep(): void {
+    for (const parties of [...this.#parties.values()]) {
+      for (const party of [...parties]) {
+        const { turn } = party;
+        if (turn === undefined || party.waiters.length > 0) continue;
+        if (this.#clock.now() - turn.beganAt < TURN_MS) continue;
+        // Another who comes now stands in line, whoever holds it.
+        party.turn = undefined;
+        this.#close(party);
+      }
+    }
+    for (const [owner, keeper] of this.#seated) {
+      if (keeper.isOver) this.#seated.delete(owner);
+    }
+    this.#sweepAt = Math.max(64, this.#seated.size * 2);
+  }
+
+  /** Listens, or finds that it can't. */
+  #open(): Promise<void> {
+    this.#usedAt = this.#clock.now();
+    return this.#opening ??= this.#line.open({
+      onTurn: (owner, turn) => this.#onTurn(owner, turn),
+      onEnd: (owner) => this.#onEnd(owner),
+      onGap: () => this.#onGap(),
+      onDeaf: (reason) => this.#onDeaf(reason),
+    }).then((canHear) => {
+      if (!canHear) this.#isDeaf = true;
+      this.#closeWhenIdle(IDLE_MS);
+    });
+  }
+
+  #closeWhenIdle(inMs: number): void {
+    this.#callOffIdle?.();
+    this.#callOffIdle = this.#clock.setTimer(() => {
+      const idleMs = this.#clock.now() - this.#usedAt;
+      if (this.#standing.size > 0) return this.#closeWhenIdle(IDLE_MS);
+      if (idleMs < IDLE_MS) return this.#closeWhenIdle(IDLE_MS - idleMs);
+      this.#callOffIdle = undefined;
+      this.#opening = undefined;
+      // Next time it may be heard again.
+      this.#isDeaf = false;
+      this.#line.close();
+    }, inMs);
+  }
+
+  /** We were called: the server's clock says since when the lease counts. */
+  #onTurn(owner: string, turn: Turn): void {
+    const party = this.#standing.get(owner);
+    if (party === undefined) return;
+    const { asked, asking, at } = party;
+    this.#usedAt = this.#clock.now();
+    // Called before the answer that puts us in line: it came after we asked.
+    if (asked === undefined) {
+      if (asking !== undefined) this.#takeTurn(party, turn, asking);
+      return;
+    }
+    // The server said `at` after we had asked, so by our clocks the lease
+    // began no sooner than this; less what clocks may differ in speed.
+    const passedMs = Math.max(0, turn.at - at) * 0.99;
+    const now = Math.min(asked.now + passedMs, this.#usedAt);
+    const wall = asked.wall + (now - asked.now);
+    this.#takeTurn(party, turn, { now, wall });
+  }
+
+  #onEnd(owner: string): void {
+    const keeper = this.#seated.get(owner);
+    this.#seated.delete(owner);
+    keeper?.lose("deleted");
+  }
+
+  #onGap(): void {
+    this.#ask(
+      [...this.#standing.values()].filter(({ asking }) => asking === undefined),
+    );
+  }
+
+  #onDeaf(reason: unknown): void {
+    this.#isDeaf = true;
+    for (const party of [...this.#standing.values()]) {
+      const { key, wish } = party;
+      tell(this.#backend, {
+        type: "push-failed",
+        key,
+        label: party.label,
+        error: reason,
+      });
+      if (party.asking !== undefined || wish?.ticket === undefined) continue;
+      // By a name that nobody will try to call.
+      this.#line.leave(wish);
+      this.#draw(party, wish.ticket);
+      this.#ask([party]);
+    }
+  }
+
+  #askAt(party: Party, at: number): void {
+    party.askAt = at;
+    if (at < this.#wakesAt) this.#wakeAt(at);
+  }
+
+  #wakeAt(at: number): void {
+    this.#callOffWake();
+    this.#wakesAt = at;
+    this.#callOffWake = at === Infinity ? () => {} : this.#clock.setTimer(
+      () => this.#round(),
+      Math.max(0, at - this.#clock.now()),
+      true,
+    );
+  }
+
+  /** Asks for all that is due, along with what soon will be. */
+  #round(): void {
+    const now = this.#clock.now();
+    const due: Party[] = [];
+    let next = Infinity;
+    const aheadMs = this.#isDeaf ? POLL_FIRST_MS / 5 : TOGETHER_MS;
+    for (const party of this.#standing.values()) {
+      if (party.asking !== undefined) continue;
+      // A lease that is about to end is asked for when it has.
+      const isDue = party.askAt <= now ||
+        party.askAt <= now + aheadMs &&
+          (party.freeAt === undefined || party.askAt < party.freeAt);
+      if (isDue) due.push(party);
+      else next = Math.min(next, party.askAt);
+    }
+    this.#wakeAt(next);
+    this.#ask(due);
+  }
+}
