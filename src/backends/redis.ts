@@ -307,28 +307,31 @@ class RedisLine implements Line {
   open(ears: Ears): Promise<boolean> {
     this.#ears = ears;
     const { listen } = this.#port;
-    if (listen === undefined) {
-      ears.onDeaf(new Error("The client can't SUBSCRIBE"));
-      return Promise.resolve(false);
-    }
     const inbox = drawOwner().slice(0, 16);
     return new Promise((resolve) => {
-      this.#hangUp = listen(channelOf(inbox), {
-        onMessage: (message) => this.#hear(message),
-        onReady: () => {
-          if (this.#ears !== ears) return;
-          const isBack = this.inbox !== undefined;
-          this.inbox = inbox;
-          if (isBack) ears.onGap();
-          else resolve(true);
-        },
-        onFail: (reason) => {
-          if (this.#ears !== ears) return;
-          this.#silence();
-          ears.onDeaf(reason);
-          resolve(false);
-        },
-      });
+      const onFail = (reason: unknown) => {
+        if (this.#ears !== ears) return;
+        this.#silence();
+        ears.onDeaf(reason);
+        resolve(false);
+      };
+      if (listen === undefined) {
+        return onFail(new Error("The client can't SUBSCRIBE"));
+      }
+      const onReady = () => {
+        if (this.#ears !== ears) return;
+        const isBack = this.inbox !== undefined;
+        this.inbox = inbox;
+        if (isBack) ears.onGap();
+        else resolve(true);
+      };
+      const onMessage = (message: string) => this.#hear(message);
+      try {
+        const listener = { onMessage, onReady, onFail };
+        this.#hangUp = listen(channelOf(inbox), listener);
+      } catch (reason) {
+        onFail(reason);
+      }
     });
   }
 

@@ -208,9 +208,9 @@ end
 /** Microseconds of the server as milliseconds. */
 const toMs = (micros: unknown): number => Number(micros) / 1000;
 
-/** {1, lease, µs, token} for a turn, {0, left, µs, ticket, place} for a place. */
+/** {1, lease, µs, token} for a turn; {0, left, µs, ticket, place, is foreign}. */
 function toAnswer(reply: unknown): Turn | Place {
-  const [granted, left, micros, number, place] = reply as unknown[];
+  const [granted, left, micros, number, place, foreign] = reply as unknown[];
   const at = toMs(micros);
   if (Number(granted) === 1) {
     const turn = { granted: true as const, leftMs: toLeftMs(left), at };
@@ -223,6 +223,7 @@ function toAnswer(reply: unknown): Turn | Place {
     at,
     ticket: number === "" ? undefined : Number(number),
     place: number === "" ? undefined : Number(place),
+    isForeign: Number(foreign) === 1,
   };
 }
 
@@ -275,7 +276,8 @@ for i = 1, #KEYS / 3 do
         queue(line, member, ticket)
         ticket = redis.call("ZSCORE", line, member)
         local place = redis.call("ZRANK", line, member) + 1
-        answer = {0, left, now, ticket, place}
+        local foreign = string.find(holder, "^%x+@") and 0 or 1
+        answer = {0, left, now, ticket, place, foreign}
       else
         answer = {0, left, now, ""}
       end

@@ -1,6 +1,12 @@
 /** ioredis 5 and 6, single servers and clusters. */
 
-import { type Listener, type Port, SCAN_COUNT } from "./port.ts";
+import {
+  FLUSHED,
+  type Listener,
+  type Port,
+  SCAN_COUNT,
+  tracking,
+} from "./port.ts";
 
 /** What tells an ioredis client: any command, by name. */
 export interface IoredisClient {
@@ -23,6 +29,7 @@ interface Commands {
   readonly isCluster?: boolean;
   readonly options?: { keyPrefix?: string };
   nodes?(role: "master"): Commands[];
+  call(command: string, ...args: string[]): Promise<unknown>;
   duplicate(overrides: object): Commands;
   connect(): Promise<void>;
   subscribe(channel: string): Promise<unknown>;
@@ -87,6 +94,7 @@ function listen(
     retryStrategy: () => BACK_AFTER_MS,
     reconnectOnError: null,
     maxRetriesPerRequest: null,
+    protocol: 2,
     commandTimeout: undefined,
     socketTimeout: undefined,
   });
@@ -97,13 +105,25 @@ function listen(
   // Without a listener it would warn on stderr; it comes back by itself.
   ear.on("error", () => {});
   ear.on("connect", () => ear.stream?.unref?.());
+  const subscribe = async () => {
+    try {
+      const id = await ear.call("CLIENT", "ID");
+      await ear.call("CLIENT", ...tracking(id));
+    } catch {
+      // Forbidden, or unknown there: then we learn of it a second later.
+    }
+    await ear.subscribe(channel);
+  };
   ear.on("ready", () => {
-    ear.subscribe(channel).then(() => listener.onReady(), (reason) => {
+    subscribe().then(() => listener.onReady(), (reason) => {
       // Cut off meanwhile, it will be ready again.
       if (ear.status === "ready") listener.onFail(reason);
     });
   });
-  ear.on("message", (_channel, message) => listener.onMessage(message));
+  ear.on("message", (from, message) => {
+    if (from === channel) listener.onMessage(message);
+    else if (from === FLUSHED) listener.onReady();
+  });
   client.on("end", close);
   ear.connect().catch(() => {});
   return close;

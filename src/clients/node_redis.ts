@@ -5,7 +5,13 @@
  * all three kinds, and they apply the client's own key prefix.
  */
 
-import { type Listener, type Port, SCAN_COUNT } from "./port.ts";
+import {
+  FLUSHED,
+  type Listener,
+  type Port,
+  SCAN_COUNT,
+  tracking,
+} from "./port.ts";
 
 /** What is called of a node-redis client. */
 export interface NodeRedisClient {
@@ -49,6 +55,7 @@ interface Extras {
 interface Ear {
   readonly isReady: boolean;
   connect(): Promise<unknown>;
+  sendCommand(words: string[]): Promise<unknown>;
   subscribe(
     channel: string,
     listener: (message: string) => void,
@@ -105,6 +112,10 @@ function listen(
   listener: Listener,
 ): () => void {
   const ear = client.duplicate!({
+    RESP: 2,
+    // What version 6 has only with the new protocol.
+    clientSideCache: undefined,
+    maintNotifications: "disabled",
     socket: {
       ...client.options?.socket,
       reconnectStrategy: () => BACK_AFTER_MS,
@@ -122,16 +133,23 @@ function listen(
   };
   // Without a listener the process would die of it; it comes back by itself.
   ear.on("error", () => {});
+  const subscribe = async () => {
+    try {
+      const id = await ear.sendCommand(["CLIENT", "ID"]);
+      await ear.sendCommand(["CLIENT", ...tracking(id)]);
+      await ear.subscribe(FLUSHED, listener.onReady);
+    } catch {
+      // Forbidden, or unknown there: then we learn of it a second later.
+    }
+    await ear.subscribe(channel, listener.onMessage);
+  };
   ear.on("ready", () => {
     if (!isOpen) return;
     ear.unref();
-    // Again after each cut, to know from when on: the first time it subscribes.
-    ear.subscribe(channel, listener.onMessage).then(
-      () => listener.onReady(),
-      (reason) => {
-        if (isOpen && ear.isReady) listener.onFail(reason);
-      },
-    );
+    subscribe().then(() => listener.onReady(), (reason) => {
+      // Cut off meanwhile, it will be ready again.
+      if (isOpen && ear.isReady) listener.onFail(reason);
+    });
   });
   client.on("end", close);
   ear.connect().catch(() => {});

@@ -7,10 +7,27 @@ export const SCAN_COUNT = 500;
 export interface Listener {
   /** A message came. */
   onMessage(message: string): void;
-  /** Heard from now on is all that is published; before, some may be missed. */
+  /**
+   * Heard from now on is all that is published; before, some may be missed.
+   * Also called when all keys were deleted at once, where the server tells.
+   */
   onReady(): void;
   /** Nothing is heard, and nothing will be. */
   onFail(reason: unknown): void;
+}
+
+/**
+ * The server is asked to tell of FLUSHALL and FLUSHDB: those who track keys are
+ * told that all are gone (`CLIENT TRACKING`), also where they track only such
+ * with a prefix that no key has. In the old protocol it comes as a message on
+ * this channel.
+ */
+export const FLUSHED = "__redis__:invalidate";
+
+/** The arguments of CLIENT for that, for the connection with this id. */
+export function tracking(id: unknown): string[] {
+  const prefix = "lock:inbox:no-key-is-called-so";
+  return ["TRACKING", "ON", "REDIRECT", String(id), "BCAST", "PREFIX", prefix];
 }
 
 /** One client, spoken to in one way. Every reply is passed on as it came. */

@@ -138,6 +138,11 @@ export interface Place extends Refusal {
   readonly ticket?: number | undefined;
   /** The server's clock then, in milliseconds. */
   readonly at: number;
+  /**
+   * Whether the present hold is that of somebody who knows of no line, and will
+   * not call us: then one has to ask.
+   */
+  readonly isForeign?: boolean | undefined;
 }
 
 /** What a line has to say to those who stand in it, unasked. */

@@ -53,7 +53,7 @@ let next = 0;
  * A new owner: 128 random bits in hexadecimal, then `@` and the inbox of the
  * process, if it has one, then `:` and the label, if there is one. Kept in the
  * owner, both cost no key and no command, and are gone in the same instant as
- * the lock.
+ * the lock. The `@` tells it from the owners of other libraries.
  */
 export function drawOwner(label?: string, inbox?: string): string {
   if (next === block.length) {
@@ -66,12 +66,12 @@ export function drawOwner(label?: string, inbox?: string): string {
     block = decoder.decode(digits);
     next = 0;
   }
-  let owner = block.slice(next, next += OWNER_LENGTH);
-  if (inbox !== undefined) owner += "@" + inbox;
+  const name = block.slice(next, next += OWNER_LENGTH);
+  const owner = inbox === undefined ? name + "@" : `${name}@${inbox}`;
   return label === undefined ? owner : `${owner}:${label}`;
 }
 
 /** The label in an owner of {@linkcode drawOwner}; `undefined` if there is none. */
 export function labelOf(owner: string): string | undefined {
-  return /^[0-9a-f]{32}(?:@[0-9a-f]+)?:(.*)$/s.exec(owner)?.[1];
+  return /^[0-9a-f]{32}@[0-9a-f]*:(.*)$/s.exec(owner)?.[1];
 }

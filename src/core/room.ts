@@ -44,6 +44,8 @@ const RETRY_MS = 100;
 const IDLE_MS = 1_000;
 /** How many wishes go into one command: a script holds everybody else up. */
 const MOST_AT_ONCE = 250;
+/** How often, where whoever has the key may go without a word. */
+const FOREIGN_MS = 150;
 /** Where nobody can call us, the first in line asks this often, at most. */
 const POLL_FIRST_MS = 25;
 const POLL_LAST_MS = 1_000;
@@ -304,7 +306,11 @@ export class Room {
     // In passing: the next step is on its way.
     if (ticket === undefined) return;
     if (wish.ticket !== ticket) party.wish = { ...wish, ticket };
-    this.#askAt(party, now + this.#pauseMs(place ?? 1, retryAfterMs));
+    const pauseMs = this.#pauseMs(place ?? 1, retryAfterMs);
+    this.#askAt(
+      party,
+      now + (answer.isForeign ? Math.min(pauseMs, FOREIGN_MS) : pauseMs),
+    );
   }
 
   /** How long to wait for a call before asking again. */

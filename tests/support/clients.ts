@@ -1,16 +1,8 @@
 /**
  * Every supported client, opened over a real server: what the suites run
- * through. The packages are the real ones, each of its versions by its own name.
+ * through. The packages are the real ones, each of its versions by its own name,
+ * and loaded by who opens one: a second process needs no more than its own.
  */
-import { Redis as Ioredis } from "ioredis";
-import { Redis as Ioredis5 } from "ioredis5";
-import {
-  createClient as createRedis6,
-  createClientPool as createRedis6Pool,
-} from "redis";
-import { createClient as createRedis4 } from "redis4";
-import { createClient as createRedis5 } from "redis5";
-
 import type {
   IoredisClient,
   LockTarget,
@@ -59,36 +51,51 @@ const RETRY_MS = 20;
 export const clients: readonly ClientKind[] = [
   {
     name: "ioredis",
-    open: (url, how) => openIoredis(new Ioredis(url, ioSettings(how)), how),
+    async open(url, how) {
+      const { Redis } = await import("ioredis");
+      return openIoredis(new Redis(url, ioSettings(how)), how);
+    },
   },
   {
     name: "ioredis5",
-    open: (url, how) => openIoredis(new Ioredis5(url, ioSettings(how)), how),
+    async open(url, how) {
+      const { Redis } = await import("ioredis5");
+      return openIoredis(new Redis(url, ioSettings(how)), how);
+    },
   },
   {
     name: "redis",
-    open: (url, how) =>
-      openNodeRedis(createRedis6(nodeSettings(url, how)), how),
+    async open(url, how) {
+      const { createClient } = await import("redis");
+      return openNodeRedis(createClient(nodeSettings(url, how)), how);
+    },
   },
   {
     name: "redis5",
-    open: (url, how) =>
-      openNodeRedis(createRedis5(nodeSettings(url, how)), how),
+    async open(url, how) {
+      const { createClient } = await import("redis5");
+      return openNodeRedis(createClient(nodeSettings(url, how)), how);
+    },
   },
   {
     name: "redis4",
-    open: (url, how) =>
-      openNodeRedis(createRedis4(nodeSettings(url, how)), how),
+    async open(url, how) {
+      const { createClient } = await import("redis4");
+      return openNodeRedis(createClient(nodeSettings(url, how)), how);
+    },
   },
   {
     name: "redis pool",
-    open: (url, how) =>
-      openNodeRedis(createRedis6Pool(nodeSettings(url, how)), how),
+    async open(url, how) {
+      const { createClientPool } = await import("redis");
+      return openNodeRedis(createClientPool(nodeSettings(url, how)), how);
+    },
   },
   {
     name: "minimal",
     async open(url, how) {
-      const inner = new Ioredis(url, ioSettings(how));
+      const { Redis } = await import("ioredis");
+      const inner = new Redis(url, ioSettings(how));
       const { close } = await openIoredis(inner, how);
       return opened({
         set: (key: string, value: string, ...args: (string | number)[]) =>
@@ -122,6 +129,8 @@ function ioSettings({ offline }: OpenOptions = {}) {
   return {
     lazyConnect: true,
     retryStrategy: () => RETRY_MS,
+    // A frozen server does not answer a goodbye either.
+    disconnectTimeout: 100,
     ...offline === "fail"
       ? { enableOfflineQueue: false, maxRetriesPerRequest: 0 }
       // By default it gives up after 20 tries: 73 s, but not if they are quick.
