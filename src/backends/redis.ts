@@ -52,6 +52,9 @@ export interface RedisOptions {
 const CLEAN_UP_FIRST_MS = 10;
 const CLEAN_UP_LAST_MS = 200;
 
+/** Of the name of an inbox: hexadecimal digits, 64 bits. */
+const INBOX_LENGTH = 16;
+
 /** Locks on the server behind `port`. */
 export class RedisBackend implements Backend {
   readonly name = "redis";
@@ -307,7 +310,7 @@ class RedisLine implements Line {
   open(ears: Ears): Promise<boolean> {
     this.#ears = ears;
     const { listen } = this.#port;
-    const inbox = drawOwner().slice(0, 16);
+    const inbox = drawOwner().slice(0, INBOX_LENGTH);
     return new Promise((resolve) => {
       const onFail = (reason: unknown) => {
         if (this.#ears !== ears) return;

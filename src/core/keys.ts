@@ -41,10 +41,12 @@ export function lockKey(prefix: string, ...parts: (string | number)[]): string {
 /** Owners drawn in one visit to the generator: it costs as much as 20 of them. */
 const BLOCK = 128;
 const OWNER_BYTES = 16;
-const OWNER_LENGTH = OWNER_BYTES * 2;
+/** What follows the random part of each: see `drawOwner`. */
+const MARK = "@";
+const OWNER_LENGTH = OWNER_BYTES * 2 + MARK.length;
 const HEX = new TextEncoder().encode("0123456789abcdef");
 const random = new Uint8Array(BLOCK * OWNER_BYTES);
-const digits = new Uint8Array(BLOCK * OWNER_LENGTH);
+const digits = new Uint8Array(BLOCK * OWNER_LENGTH).fill(MARK.charCodeAt(0));
 const decoder = new TextDecoder();
 let block = "";
 let next = 0;
@@ -58,16 +60,18 @@ let next = 0;
 export function drawOwner(label?: string, inbox?: string): string {
   if (next === block.length) {
     crypto.getRandomValues(random);
-    for (let i = 0; i < random.length; i++) {
-      digits[2 * i] = HEX[random[i] >> 4];
-      digits[2 * i + 1] = HEX[random[i] & 15];
+    for (let i = 0, at = 0; i < random.length; at += MARK.length) {
+      for (const end = i + OWNER_BYTES; i < end; i++) {
+        digits[at++] = HEX[random[i] >> 4];
+        digits[at++] = HEX[random[i] & 15];
+      }
     }
     // Decoded in one piece: a slice of it costs less than 16 concatenations.
     block = decoder.decode(digits);
     next = 0;
   }
-  const name = block.slice(next, next += OWNER_LENGTH);
-  const owner = inbox === undefined ? name + "@" : `${name}@${inbox}`;
+  let owner = block.slice(next, next += OWNER_LENGTH);
+  if (inbox !== undefined) owner += inbox;
   return label === undefined ? owner : `${owner}:${label}`;
 }
 

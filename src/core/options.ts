@@ -202,7 +202,8 @@ export function readOptions(
   ) {
     wrongType(action, "options must be an object", options);
   }
-  for (const name of Object.keys(options)) {
+  // Also what is inherited: a misspelt default is misspelt.
+  for (const name in options) {
     if (!NAMES.has(name)) {
       wrongType(action, "options must have known names only", name);
     }
@@ -210,7 +211,7 @@ export function readOptions(
   // Read by name, so that a getter or an inherited default is an option too.
   const given: { [Name in keyof LockOptions]: unknown } = options;
   const { ttl, signal, errorMessage, label, maxHoldMs } = given;
-  const { waitMs, localTurns } = given;
+  const { waitMs, localTurns, throwOnFail, autoExtend, fencing } = given;
   if (waitMs !== undefined) {
     if (typeof waitMs !== "number") {
       wrongType(action, "waitMs must be a number", waitMs);
@@ -250,26 +251,25 @@ export function readOptions(
   }
   return {
     ttlMs: ttl === undefined ? defaults.ttlMs : readTtl(action, ttl),
-    throwOnFail: readBoolean(action, "throwOnFail", given, defaults),
+    throwOnFail: throwOnFail === undefined
+      ? defaults.throwOnFail
+      : readBoolean(action, "throwOnFail", throwOnFail),
     errorMessage: errorMessage ?? defaults.errorMessage,
     label,
     signal,
-    autoExtend: readBoolean(action, "autoExtend", given, defaults),
+    autoExtend: autoExtend === undefined
+      ? defaults.autoExtend
+      : readBoolean(action, "autoExtend", autoExtend),
     maxHoldMs: maxHoldMs ?? defaults.maxHoldMs,
-    fencing: readBoolean(action, "fencing", given, defaults),
+    fencing: fencing === undefined
+      ? defaults.fencing
+      : readBoolean(action, "fencing", fencing),
     waitMs: waitMs ?? defaults.waitMs,
     localTurns: localTurns ?? defaults.localTurns,
   };
 }
 
-function readBoolean(
-  action: string,
-  name: "throwOnFail" | "autoExtend" | "fencing",
-  given: { [Name in keyof LockOptions]: unknown },
-  defaults: Settings,
-): boolean {
-  const value = given[name];
-  if (value === undefined) return defaults[name];
+function readBoolean(action: string, name: string, value: unknown): boolean {
   if (typeof value === "boolean") return value;
   return wrongType(action, `${name} must be a boolean`, value);
 }

@@ -3,7 +3,7 @@
 import { acquire } from "./acquire.ts";
 import { type Backend, type Claim, clockOf, type Refusal } from "./backend.ts";
 import type { Clock } from "./clock.ts";
-import type { LockBackendError } from "./errors.ts";
+import { LockBackendError } from "./errors.ts";
 import type { Keeper, Terms } from "./keeper.ts";
 import { roomOf } from "./room.ts";
 
@@ -134,17 +134,39 @@ async function poll(
   { waitMs }: Patience,
 ): Promise<Keeper | Refusal> {
   const clock = clockOf(backend);
+  const { signal } = terms;
+  const patience = new AbortController();
+  const stop = () => patience.abort(signal!.reason);
+  signal?.addEventListener("abort", stop, { once: true });
+  // Ends an attempt that is not answered, too; after one that was, no attempt
+  // is begun that can't be.
+  const late = new LockBackendError(
+    claim.key,
+    `Cannot wait for "${claim.key}": no answer from the server in ${waitMs} ms`,
+  );
+  const callOff = waitMs === Infinity
+    ? () => {}
+    : clock.setTimer(() => patience.abort(late), waitMs, true);
   const until = clock.now() + waitMs;
+  const bounded = { ...terms, signal: patience.signal };
   let pauseMs = POLL_FIRST_MS;
-  for (;;) {
-    const answer = await acquire(backend, claim, terms, (answer) => answer);
-    if (!("granted" in answer)) return answer;
-    const leftMs = until - clock.now();
-    if (leftMs <= 0) return answer;
-    const spreadMs = pauseMs * (0.5 + Math.random());
-    const freeInMs = (answer.retryAfterMs ?? Infinity) + 1;
-    await pause(clock, Math.min(spreadMs, freeInMs, leftMs), terms.signal);
-    pauseMs = Math.min(pauseMs * 2, POLL_LAST_MS);
+  try {
+    for (;;) {
+      const answer = await acquire(backend, claim, bounded, (answer) => answer);
+      if (!("granted" in answer)) return answer;
+      const leftMs = until - clock.now();
+      const spreadMs = pauseMs * (0.5 + Math.random());
+      const nextMs = Math.min(spreadMs, (answer.retryAfterMs ?? Infinity) + 1);
+      if (leftMs <= nextMs) {
+        await pause(clock, leftMs - 1, signal);
+        return answer;
+      }
+      await pause(clock, nextMs, signal);
+      pauseMs = Math.min(pauseMs * 2, POLL_LAST_MS);
+    }
+  } finally {
+    callOff();
+    signal?.removeEventListener("abort", stop);
   }
 }
 
@@ -164,7 +186,7 @@ function pause(
         signal?.removeEventListener("abort", abort);
         resolve();
       },
-      ms,
+      Math.max(0, ms),
       true,
     );
     signal?.addEventListener("abort", abort, { once: true });
