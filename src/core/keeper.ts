@@ -213,6 +213,7 @@ export class Keeper {
   /**
    * Extends by hand, once what is under way has been answered.
    *
+   * @throws {LockLostError} It was lost before there was an answer.
    * @throws {LockBackendError} The server could not be asked.
    */
   async extend(ttlMs: number): Promise<void> {
@@ -229,12 +230,17 @@ export class Keeper {
     })();
     this.#byHand++;
     this.isUnderWay(turn);
-    try {
-      const answer = await turn;
-      if (answer instanceof Error) throw answer;
-    } finally {
-      this.#byHand--;
-    }
+    void turn.finally(() => this.#byHand--);
+    const { key } = this.claim;
+    // A server that says nothing is waited for until the loss, and no longer.
+    const limitMs = this.remainingMs;
+    const answer = await within(this.#clock, limitMs, () => turn)
+      .catch((cause) => {
+        const text = `Cannot extend "${key}": ${cause.message}`;
+        return new LockBackendError(key, text);
+      });
+    if (this.loss !== undefined) throw this.loss;
+    if (answer instanceof Error) throw answer;
   }
 
   /**

@@ -239,3 +239,39 @@ test("Keeper: maxHoldMs ends a hold, and the signal says so", async () => {
   assertEquals((signal.reason as LockLostError).reason, "max-hold");
   assertEquals(clock.pending, 0);
 });
+
+test("Keeper waits for an extension no longer than until the loss", async () => {
+  const { clock, backend, keeper } = await keep();
+  Object.assign(backend, { extend: () => new Promise(() => {}) });
+  const extension = keeper.extend(TTL_MS).catch((error) => error);
+  await clock.advance(VALID_MS - 1);
+  assert(keeper.remainingMs > 0);
+  await clock.advance(1);
+  const loss = await extension;
+  assertInstanceOf(loss, LockLostError);
+  assertEquals(loss.reason, "unreachable");
+  assertEquals(clock.pending, 0);
+});
+
+test("Keeper makes the short lease of a turn a full one, and leaves it at that", async () => {
+  const clock = new FakeClock();
+  const backend = memory({ clock });
+  const short = { ...CLAIM, ttlMs: 2_000 };
+  await backend.tryAcquire(short);
+  const asked = moment(clock);
+  const keeper = new Keeper(
+    backend,
+    CLAIM,
+    asked,
+    PLAIN,
+    undefined,
+    2_000,
+    true,
+  );
+  assertEquals(keeper.remainingMs, 2_000 * 0.99 - 2);
+  await clock.advance(700);
+  assert(keeper.remainingMs > VALID_MS - 100, `${keeper.remainingMs}`);
+  assertEquals(clock.pending, 0, "it is to be renewed once");
+  await clock.advance(TTL_MS);
+  assertEquals(keeper.loss?.reason, "expired");
+});
