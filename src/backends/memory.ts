@@ -77,10 +77,6 @@ class MemoryBackend implements Backend {
       this.line.inbox = INBOX;
       return Promise.resolve(true);
     },
-    close: () => {
-      this.#ears = undefined;
-      this.line.inbox = undefined;
-    },
     stand: (wishes, isPassing) =>
       Promise.resolve(wishes.map((wish) => this.#stand(wish, isPassing))),
     handOver: (hold, next) => Promise.resolve(this.#handOver(hold, next)),

@@ -329,8 +329,14 @@ class RedisLine implements Line {
         else resolve(true);
       };
       const onMessage = (message: string) => this.#hear(message);
+      const onClosed = () => {
+        if (this.#ears !== ears) return;
+        this.#silence();
+        resolve(false);
+        ears.onClosed();
+      };
       try {
-        const listener = { onMessage, onReady, onFail };
+        const listener = { onMessage, onReady, onFail, onClosed };
         this.#hangUp = listen(channelOf(inbox), listener);
       } catch (reason) {
         onFail(reason);

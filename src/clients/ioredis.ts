@@ -99,8 +99,12 @@ function listen(
     socketTimeout: undefined,
   });
   const close = () => {
-    client.off("end", close);
+    client.off("end", closed);
     ear.disconnect();
+  };
+  const closed = () => {
+    close();
+    listener.onClosed();
   };
   // Without a listener it would warn on stderr; it comes back by itself.
   ear.on("error", () => {});
@@ -124,7 +128,7 @@ function listen(
     if (from === channel) listener.onMessage(message);
     else if (from === FLUSHED) listener.onReady();
   });
-  client.on("end", close);
+  client.on("end", closed);
   ear.connect().catch(() => {});
   return close;
 }

@@ -126,10 +126,14 @@ function listen(
   const close = () => {
     if (!isOpen) return;
     isOpen = false;
-    client.off("end", close);
+    client.off("end", closed);
     // Version 4 has only the other one, which rejects if it is not connected.
     if (ear.destroy !== undefined) ear.destroy();
     else Promise.resolve(ear.disconnect()).catch(() => {});
+  };
+  const closed = () => {
+    close();
+    listener.onClosed();
   };
   // Without a listener the process would die of it; it comes back by itself.
   ear.on("error", () => {});
@@ -151,7 +155,7 @@ function listen(
       if (isOpen && ear.isReady) listener.onFail(reason);
     });
   });
-  client.on("end", close);
+  client.on("end", closed);
   ear.connect().catch(() => {});
   return close;
 }

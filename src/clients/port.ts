@@ -14,6 +14,8 @@ export interface Listener {
   onReady(): void;
   /** Nothing is heard, and nothing will be. */
   onFail(reason: unknown): void;
+  /** The connection was closed, as the client was by whoever owns it. */
+  onClosed(): void;
 }
 
 /**

@@ -155,6 +155,8 @@ export interface Ears {
   onGap(): void;
   /** Nobody can call us, for the reason given: ask again and again. */
   onDeaf(reason: unknown): void;
+  /** Whoever owns the connection has closed it for good. */
+  onClosed(): void;
 }
 
 /** Whose turn it is. */
@@ -188,8 +190,8 @@ export interface Line {
    * @returns Whether they will be; if not, one has to ask for them.
    */
   open(ears: Ears): Promise<boolean>;
-  /** Listens no more. */
-  close(): void;
+  /** Listens no more; absent where there is nothing to close. */
+  close?(): void;
   /** Whether whoever owns the connection has closed it for good. */
   isClosed?(): boolean;
   /**

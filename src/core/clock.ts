@@ -30,7 +30,7 @@ export const systemClock: Clock = {
     const start = (leftMs: number) => {
       timer = leftMs > FURTHEST_MS
         ? setTimeout(() => start(leftMs - FURTHEST_MS), FURTHEST_MS)
-        : setTimeout(callback, Math.ceil(leftMs));
+        : setTimeout(callback, Math.max(0, Math.ceil(leftMs)));
       // Deno's types speak of a number; all three runtimes give an object.
       if (!isAwaited) (timer as { unref?(): void }).unref?.();
     };

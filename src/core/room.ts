@@ -40,6 +40,8 @@ const TOGETHER_MS = HEARTBEAT_MS / 4;
 const AFTER_MS = 4;
 /** How soon after a failure to ask again. */
 const RETRY_MS = 100;
+/** How long to wait for the first answer when patience is over already. */
+const GRACE_MS = 15;
 /** How long to listen on when nobody waits any more. */
 const IDLE_MS = 1_000;
 /** How many wishes go into one command: a script holds everybody else up. */
@@ -454,7 +456,12 @@ export class Room {
   }
 
   /** Lets a waiter go, who has waited long enough or was told to. */
-  #depart(party: Party, waiter: Waiter, reason: "late" | "aborted"): void {
+  #depart(
+    party: Party,
+    waiter: Waiter,
+    reason: "late" | "aborted",
+    isLastCall = false,
+  ): void {
     const at = party.waiters.indexOf(waiter);
     if (at < 0) return;
     party.waiters.splice(at, 1);
@@ -464,6 +471,16 @@ export class Room {
       const { place, freeAt } = party;
       if (failure !== undefined) waiter.fail(failure);
       else if (party.asked === undefined && asking !== undefined) {
+        if (!isLastCall) {
+          // Its first answer may be on its way: little patience is not none.
+          party.waiters.splice(at, 0, waiter);
+          waiter.wait(
+            this.#clock,
+            GRACE_MS,
+            () => this.#depart(party, waiter, reason, true),
+          );
+          return;
+        }
         // Never answered: nobody knows whether it is taken.
         const what = `no answer from the server in ${waiter.waitMs} ms`;
         const message = `Cannot wait for "${party.key}": ${what}`;
@@ -531,9 +548,10 @@ export class Room {
       onEnd: (owner) => this.#onEnd(owner),
       onGap: () => this.#onGap(),
       onDeaf: (reason) => this.#onDeaf(reason),
+      onClosed: () => this.#onClosed(),
     }).then((canHear) => {
       if (!canHear) this.#isDeaf = true;
-      this.#closeWhenIdle(IDLE_MS);
+      if (this.#line.close !== undefined) this.#closeWhenIdle(IDLE_MS);
     });
   }
 
@@ -543,12 +561,23 @@ export class Room {
       const idleMs = this.#clock.now() - this.#usedAt;
       if (this.#standing.size > 0) return this.#closeWhenIdle(IDLE_MS);
       if (idleMs < IDLE_MS) return this.#closeWhenIdle(IDLE_MS - idleMs);
-      this.#callOffIdle = undefined;
-      this.#opening = undefined;
-      // Next time it may be heard again.
-      this.#isDeaf = false;
-      this.#line.close();
+      this.#hangUp();
     }, inMs);
+  }
+
+  #hangUp(): void {
+    this.#callOffIdle?.();
+    this.#callOffIdle = undefined;
+    this.#opening = undefined;
+    // Next time somebody may be able to call us.
+    this.#isDeaf = false;
+    this.#line.close?.();
+  }
+
+  /** Who still waits learns of it by the answer, which comes at once. */
+  #onClosed(): void {
+    this.#hangUp();
+    this.#onGap();
   }
 
   /** We were called: the server's clock says since when the lease counts. */

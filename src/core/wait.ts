@@ -88,7 +88,7 @@ export class Waiter {
   begin(clock: Clock, depart: (reason: "late" | "aborted") => void): void {
     const { signal } = this.terms;
     if (this.waitMs < Infinity) {
-      this.#callOff = clock.setTimer(() => depart("late"), this.waitMs, true);
+      this.wait(clock, this.waitMs, () => depart("late"));
     }
     if (signal === undefined) return;
     this.#onAbort = () => {
@@ -97,6 +97,11 @@ export class Waiter {
       depart("aborted");
     };
     signal.addEventListener("abort", this.#onAbort, { once: true });
+  }
+
+  /** Calls `then` in so many milliseconds, unless it waits no more by then. */
+  wait(clock: Clock, ms: number, then: () => void): void {
+    this.#callOff = clock.setTimer(then, ms, true);
   }
 
   /** It is its turn. */
