@@ -1,7 +1,7 @@
 /** The verbs: options in, a held lock out. */
 
 import { connect, type LockTarget } from "./connect.ts";
-import { acquire } from "./core/acquire.ts";
+import { acquire, acquireAll } from "./core/acquire.ts";
 import {
   type Backend,
   type Claim,
@@ -15,15 +15,17 @@ import {
   LockLostError,
   LockNotAcquiredError,
 } from "./core/errors.ts";
-import { Keeper, type Terms } from "./core/keeper.ts";
+import { judgeWhenRead, Keeper, type Terms } from "./core/keeper.ts";
 import { drawOwner, labelOf } from "./core/keys.ts";
 import {
   checkKey,
   kindOf,
   type LockOptions,
   outOfRange,
+  readKeys,
   readOptions,
   readTtl,
+  type Settings,
   wrongType,
 } from "./core/options.ts";
 import { type Patience, wait } from "./core/wait.ts";
@@ -40,7 +42,8 @@ import { tell } from "./core/events.ts";
  *
  * @param on Where the lock lives: an ioredis or node-redis client, anything
  * with their `set`, `get`, `del` and `eval`, or a backend such as `memory()`.
- * @param key What to lock; see {@linkcode lockKey}. It is the Redis key.
+ * @param key What to lock; see {@linkcode lockKey}. It is the Redis key. Of
+ * several keys all are taken, or none.
  * @param options `ttl` is in seconds, anything `…Ms` in milliseconds.
  * @returns The lock, or `null` if it is taken and `throwOnFail` is `false`.
  * @throws {LockNotAcquiredError} Somebody else had it all the while.
@@ -58,6 +61,16 @@ import { tell } from "./core/events.ts";
  * const second = acquireLock(here, "report", { waitMs: 2_000 });
  * await first.release(); // … which hands it to the next in line
  * await (await second).release();
+ * ```
+ *
+ * @example Several at once, all or none
+ * ```ts
+ * import { acquireLock } from "@dreamer/utils/lock";
+ * import { memory } from "@dreamer/utils/lock/memory";
+ *
+ * const accounts = ["account:7", "account:3"];
+ * await using lock = await acquireLock(memory(), accounts, { waitMs: 500 });
+ * if (lock.keys.join() !== "account:3,account:7") throw new Error("unsorted");
  * ```
  *
  * @example Holding it by hand
@@ -87,24 +100,24 @@ import { tell } from "./core/events.ts";
  */
 export function acquireLock(
   on: LockTarget,
-  key: string,
+  key: string | readonly string[],
   options: LockOptions & { throwOnFail: false },
 ): Promise<DistributedLock | null>;
 /** The lock, or an error where it is taken. */
 export function acquireLock(
   on: LockTarget,
-  key: string,
+  key: string | readonly string[],
   options?: LockOptions & { throwOnFail?: true },
 ): Promise<DistributedLock>;
 /** The lock, or `null` where it is taken and `throwOnFail` turns out `false`. */
 export function acquireLock(
   on: LockTarget,
-  key: string,
+  key: string | readonly string[],
   options?: LockOptions,
 ): Promise<DistributedLock | null>;
 export function acquireLock(
   on: LockTarget,
-  key: string,
+  key: string | readonly string[],
   options?: LockOptions,
 ): Promise<DistributedLock | null> {
   return take(on, key, options, false);
@@ -116,32 +129,101 @@ export function acquireLock(
  */
 function take(
   on: LockTarget,
-  key: string,
+  keys: string | readonly string[],
   options: LockOptions | undefined,
   isScoped: boolean,
 ): Promise<DistributedLock | null> {
   try {
     const backend = connect(on);
-    checkKey("acquire a lock", key);
+    const [key, ...others] = readKeys("acquire a lock", keys);
     const action = `acquire "${key}"`;
     const settings = readOptions(action, options, isScoped);
     if (settings.fencing && backend.tryAcquireFenced === undefined) {
       const rule = `fencing must be false on ${backend.name}, which draws none`;
       outOfRange(action, rule, true);
     }
+    if (others.length > 0) {
+      return takeSeveral(backend, [key, ...others], settings);
+    }
     const { label, ttlMs } = settings;
     const claim = { key, owner: drawOwner(label), ttlMs };
     return attempt(backend, claim, settings, settings, (answer) => {
       if (answer instanceof Keeper) return handle(backend, answer);
-      if (!settings.throwOnFail) return null;
-      const { errorMessage } = settings;
-      const { retryAfterMs, place } = answer;
-      throw new LockNotAcquiredError(key, errorMessage, retryAfterMs, place);
+      return refused(key, answer, settings);
     });
   } catch (error) {
     return Promise.reject(error);
   }
 }
+
+/** What the caller gets for a refusal. */
+function refused(key: string, answer: Refusal, settings: Settings): null {
+  if (!settings.throwOnFail) return null;
+  const { errorMessage } = settings;
+  const { retryAfterMs, place } = answer;
+  throw new LockNotAcquiredError(key, errorMessage, retryAfterMs, place);
+}
+
+/**
+ * Takes all of `keys`, or none: in one step where the backend can and nobody
+ * has one of them; else one after the other in their order, which is the same
+ * for everybody, waiting for each in its line.
+ */
+async function takeSeveral(
+  backend: Backend,
+  keys: readonly string[],
+  settings: Settings,
+): Promise<DistributedLock | null> {
+  const { label, ttlMs, waitMs } = settings;
+  const clock = clockOf(backend);
+  const until = clock.now() + waitMs;
+  if (backend.tryAcquireAll !== undefined) {
+    const owner = drawOwner(label);
+    const claims = keys.map((key) => ({ key, owner, ttlMs }));
+    const tellers = claims.map((claim) =>
+      backend.onEvent ? telling(backend, claim, same) : same
+    );
+    const answer = await acquireAll(backend, claims, settings);
+    if (!("granted" in answer)) {
+      answer.forEach((keeper, i) => tellers[i](keeper));
+      return handle(backend, answer[0], answer.slice(1));
+    }
+    if (waitMs === 0) {
+      tellers[0](answer);
+      return refused(keys[0], answer, settings);
+    }
+  }
+  // Renewed while we wait for the others, whatever becomes of it afterwards.
+  const meanwhile = { ...settings, autoExtend: true };
+  const taken: DistributedLock[] = [];
+  const keepers: Keeper[] = [];
+  try {
+    for (const key of keys) {
+      const claim = { key, owner: drawOwner(label), ttlMs };
+      const leftMs = waitMs === 0 ? 0 : Math.max(1, until - clock.now());
+      const patience = { ...settings, waitMs: leftMs };
+      const answer = await attempt(backend, claim, meanwhile, patience, same);
+      if (!(answer instanceof Keeper)) {
+        await Promise.all(taken.map(finish));
+        return refused(key, answer, settings);
+      }
+      keepers.push(answer);
+      taken.push(handle(backend, answer));
+    }
+    if (!settings.autoExtend) {
+      for (const keeper of keepers) keeper.keepOn(settings);
+      await Promise.all(taken.map((lock) => lock.extend()));
+    }
+    for (const lock of taken) lock.assertHeld();
+  } catch (error) {
+    await Promise.all(taken.map(finish));
+    throw error;
+  }
+  const [first, ...others] = keepers;
+  return handle(backend, first, others);
+}
+
+const same = <T>(answer: T): T => answer;
 
 /** Acquires, and tells how it went before anything else can be told of it. */
 function attempt<T>(
@@ -227,27 +309,27 @@ function telling<T>(
  */
 export function withLock<T>(
   on: LockTarget,
-  key: string,
+  key: string | readonly string[],
   fn: (lock: DistributedLock) => T | Promise<T>,
   options: LockOptions & { throwOnFail: false },
 ): Promise<T | null>;
 /** What `fn` returned, or an error where the lock is taken. */
 export function withLock<T>(
   on: LockTarget,
-  key: string,
+  key: string | readonly string[],
   fn: (lock: DistributedLock) => T | Promise<T>,
   options?: LockOptions & { throwOnFail?: true },
 ): Promise<T>;
 /** What `fn` returned, or `null` where `throwOnFail` turns out `false`. */
 export function withLock<T>(
   on: LockTarget,
-  key: string,
+  key: string | readonly string[],
   fn: (lock: DistributedLock) => T | Promise<T>,
   options?: LockOptions,
 ): Promise<T | null>;
 export async function withLock<T>(
   on: LockTarget,
-  key: string,
+  key: string | readonly string[],
   fn: (lock: DistributedLock) => T | Promise<T>,
   options?: LockOptions,
 ): Promise<T | null> {
@@ -292,16 +374,22 @@ function leadTo(error: unknown, loss: LockLostError): void {
 class Granted {
   readonly backend: Backend;
   readonly keeper: Keeper;
+  readonly others: readonly Keeper[];
 
-  constructor(backend: Backend, keeper: Keeper) {
+  constructor(backend: Backend, keeper: Keeper, others: readonly Keeper[]) {
     this.backend = backend;
     this.keeper = keeper;
+    this.others = others;
   }
 }
 
-/** A handle for what was just granted. */
-function handle(backend: Backend, keeper: Keeper): DistributedLock {
-  const granted: unknown = new Granted(backend, keeper);
+/** A handle for what was just granted: of one key, or of several as one. */
+function handle(
+  backend: Backend,
+  keeper: Keeper,
+  others: readonly Keeper[] = [],
+): DistributedLock {
+  const granted: unknown = new Granted(backend, keeper, others);
   return new DistributedLock(granted as LockTarget, "", "", 0);
 }
 
@@ -319,6 +407,10 @@ export interface LockJSON {
   maxHoldMs?: number;
   /** Its fencing token, if one was drawn. */
   fencingToken?: number;
+  /** Whether its lease is still the short one that comes with a turn in line. */
+  isShort?: boolean;
+  /** The same of each further key, where there are several. */
+  others?: LockJSON[];
 }
 
 /**
@@ -364,6 +456,9 @@ export class DistributedLock implements AsyncDisposable {
   #mayBeFreed = false;
   #acquiring: Promise<boolean> | undefined;
   #releasing: Promise<unknown> | undefined;
+  /** Of several keys: a lock for each but the first. They go as one. */
+  #others: readonly DistributedLock[] = ALONE;
+  #controller: AbortController | undefined;
 
   /**
    * A lock that is yet to be acquired, by {@linkcode acquire}, under an owner
@@ -393,6 +488,9 @@ export class DistributedLock implements AsyncDisposable {
       this.#keeper = on.keeper;
       this.#claim = on.keeper.claim;
       this.#terms = on.keeper.terms;
+      if (on.others.length > 0) {
+        this.#others = on.others.map((keeper) => handle(on.backend, keeper));
+      }
       return;
     }
     this.#terms = PLAIN;
@@ -406,14 +504,14 @@ export class DistributedLock implements AsyncDisposable {
     this.#claim = { key, owner: value, ttlMs: readTtl(action, ttl) };
   }
 
-  /** What is locked. */
+  /** What is locked; of several keys the first in their order. */
   get key(): string {
     return this.#claim.key;
   }
 
-  /** All that is locked: as yet, one key. */
+  /** All that is locked: each key once, sorted. */
   get keys(): readonly string[] {
-    return [this.#claim.key];
+    return [this.key, ...this.#others.map(({ key }) => key)];
   }
 
   /**
@@ -439,6 +537,15 @@ export class DistributedLock implements AsyncDisposable {
     return this.#keeper?.fencingToken;
   }
 
+  /** The fencing token of each key, where they were asked for. */
+  get fencingTokens(): ReadonlyMap<string, number> {
+    return new Map(
+      [this, ...this.#others].flatMap(({ key, fencingToken }) =>
+        fencingToken === undefined ? [] : [[key, fencingToken]]
+      ),
+    );
+  }
+
   /**
    * Aborts with {@linkcode LockLostError} once the lock is lost; a release
    * leaves it as it is. Of a lock that was never acquired it is aborted from
@@ -448,7 +555,30 @@ export class DistributedLock implements AsyncDisposable {
    * the first read tells the truth.
    */
   get signal(): AbortSignal {
-    return this.#keeper?.signal ?? AbortSignal.abort(this.#notHeld());
+    const own = this.#keeper?.signal;
+    if (own === undefined) return AbortSignal.abort(this.#notHeld());
+    return this.#others === ALONE ? own : this.#commonSignal(own);
+  }
+
+  /** Aborts with the first loss of any of several keys. */
+  #commonSignal(own: AbortSignal): AbortSignal {
+    if (this.#controller === undefined) {
+      const controller = this.#controller = new AbortController();
+      const all = [own, ...this.#others.map(({ signal }) => signal)];
+      // Each of them judges as it is read, and tells of a loss then.
+      let isOver = false;
+      const judge = () => {
+        // Aborting looks at the signal as well.
+        const lost = isOver ? undefined : all.find(({ aborted }) => aborted);
+        if (lost === undefined) return;
+        isOver = true;
+        controller.abort(lost.reason);
+      };
+      for (const one of all) one.addEventListener("abort", judge);
+      judgeWhenRead(controller.signal, judge);
+      judge();
+    }
+    return this.#controller.signal;
   }
 
   /**
@@ -457,7 +587,10 @@ export class DistributedLock implements AsyncDisposable {
    * clocks that run at different speeds (1 % and 2 ms). 0 if it is not held.
    */
   get remainingMs(): number {
-    return this.#keeper?.remainingMs ?? 0;
+    const own = this.#keeper?.remainingMs ?? 0;
+    return this.#others === ALONE
+      ? own
+      : Math.min(own, ...this.#others.map(({ remainingMs }) => remainingMs));
   }
 
   /** Whether it is held right now. Asks nobody: see {@linkcode remainingMs}. */
@@ -472,7 +605,10 @@ export class DistributedLock implements AsyncDisposable {
    * @throws {LockError} It was released or never acquired (`LOCK_NOT_HELD`).
    */
   assertHeld(): void {
-    if (this.remainingMs > 0) return;
+    if (this.#keeper !== undefined && this.#keeper.remainingMs > 0) {
+      for (const other of this.#others) other.assertHeld();
+      return;
+    }
     throw this.#keeper?.loss ?? this.#notHeld();
   }
 
@@ -510,6 +646,17 @@ export class DistributedLock implements AsyncDisposable {
     this.#keeper = answer;
     this.#mayBeThere = true;
     this.#mayBeFreed = this.#wasHandedOver = false;
+    this.#controller = undefined;
+    for (const other of this.#others) {
+      let isOurs = false;
+      try {
+        isOurs = await other.acquire();
+      } finally {
+        // Without all of several keys there is no use in some.
+        if (!isOurs) await this.#finish();
+      }
+      if (!isOurs) return false;
+    }
     return true;
   }
 
@@ -528,7 +675,10 @@ export class DistributedLock implements AsyncDisposable {
       ? this.#claim.ttlMs
       : readTtl(`extend "${this.key}"`, ttl);
     this.assertHeld();
-    await this.#keeper!.extend(ttlMs);
+    await (this.#others === ALONE ? this.#keeper!.extend(ttlMs) : Promise.all([
+      this.#keeper!.extend(ttlMs),
+      ...this.#others.map((other) => other.extend(ttl)),
+    ]));
     this.assertHeld();
   }
 
@@ -541,9 +691,19 @@ export class DistributedLock implements AsyncDisposable {
    * lock counts as released all the same: it expires, if not released again.
    */
   release(): Promise<boolean> {
+    if (this.#others === ALONE) return this.#release();
+    const all = [this.#release(), ...this.#others.map((one) => one.release())];
+    // All of them before one's failure is told: none is given up for another.
+    return Promise.allSettled(all).then(async () => {
+      const freed = await Promise.all(all);
+      return freed.every((isFreed) => isFreed);
+    });
+  }
+
+  #release(): Promise<boolean> {
     if (this.#releasing !== undefined) {
       // Told "freed" is one call only; where that one fails, this one tries.
-      return this.#releasing.then(() => false, () => this.release());
+      return this.#releasing.then(() => false, () => this.#release());
     }
     if (!this.#mayBeThere) return Promise.resolve(false);
     return this.#free((verdict) => verdict === "done");
@@ -617,6 +777,15 @@ export class DistributedLock implements AsyncDisposable {
   }
 
   async #finish(): Promise<LockLostError | undefined> {
+    if (this.#others === ALONE) return await this.#finishOne();
+    const losses = await Promise.all([
+      this.#finishOne(),
+      ...this.#others.map((other) => other.#finishOne()),
+    ]);
+    return losses.find((loss) => loss !== undefined);
+  }
+
+  async #finishOne(): Promise<LockLostError | undefined> {
     await this.#releasing?.catch(() => {});
     const keeper = this.#keeper;
     const loss = keeper?.loss;
@@ -662,7 +831,8 @@ export class DistributedLock implements AsyncDisposable {
     this.assertHeld();
     const keeper = this.#keeper!;
     const { key, owner, ttlMs } = this.#claim;
-    if (keeper.isBeingExtended) {
+    const all = [this, ...this.#others];
+    if (all.some((one) => one.#keeper!.isBeingExtended)) {
       // It could cut the lease short after the other has asked what is left.
       const message =
         `The lock "${key}" is being extended: wait for that first`;
@@ -673,6 +843,10 @@ export class DistributedLock implements AsyncDisposable {
     if (maxHoldMs < Infinity) json.maxHoldMs = maxHoldMs - keeper.heldMs;
     if (keeper.fencingToken !== undefined) {
       json.fencingToken = keeper.fencingToken;
+    }
+    if (keeper.lease?.isShort) json.isShort = true;
+    if (this.#others !== ALONE) {
+      json.others = this.#others.map((other) => other.toJSON());
     }
     keeper.release();
     this.#mayBeThere = false;
@@ -697,31 +871,23 @@ export class DistributedLock implements AsyncDisposable {
     json: LockJSON | string,
   ): Promise<DistributedLock> {
     const backend = connect(on);
-    const { claim, terms, fencingToken } = readJSON(json);
-    const asked = moment(clockOf(backend));
-    const { verdict, leftMs } = await backend.inquire(claim);
-    if (verdict !== "done") {
-      const reason = verdict === "taken" ? "taken" : "expired";
-      throw new LockLostError(claim.key, reason);
-    }
-    const keeper = new Keeper(
-      backend,
-      claim,
-      asked,
-      terms,
-      fencingToken,
-      leftMs,
+    const handedOver = readJSON("resume a lock", json);
+    const all = await Promise.allSettled(
+      handedOver.map((one) => resumeOne(backend, one)),
     );
-    keeper.watch();
-    const lock = handle(backend, keeper);
-    try {
-      lock.assertHeld();
-    } catch (error) {
-      // Nobody gets the handle, so nobody could end its renewal.
-      keeper.release();
-      throw error;
+    const keepers = all.flatMap((one) =>
+      one.status === "fulfilled" ? [one.value] : []
+    );
+    const failed = all.find((one) => one.status === "rejected");
+    if (failed !== undefined) {
+      // Of several keys all or none: nobody gets a handle to release the rest.
+      await Promise.all(
+        keepers.map((keeper) => finish(handle(backend, keeper))),
+      );
+      throw failed.reason;
     }
-    return lock;
+    const [first, ...others] = keepers;
+    return handle(backend, first, others);
   }
 
   #notHeld(): LockError {
@@ -740,6 +906,9 @@ export class DistributedLock implements AsyncDisposable {
   }
 }
 
+/** The others of a lock of one key. */
+const ALONE: readonly DistributedLock[] = [];
+
 /** How a lock is kept that nobody said anything about. */
 const PLAIN: Terms = {
   autoExtend: false,
@@ -750,9 +919,47 @@ const PLAIN: Terms = {
 /** Makes one attempt. */
 const IMPATIENT: Patience = { waitMs: 0, localTurns: 0 };
 
+/** What is gone on with. */
+interface HandedOver {
+  readonly claim: Claim;
+  readonly terms: Terms;
+  readonly fencingToken: number | undefined;
+  readonly isShort: boolean;
+}
+
+/** Asks what is left of a hold, and keeps it from there. */
+async function resumeOne(
+  backend: Backend,
+  { claim, terms, fencingToken, isShort }: HandedOver,
+): Promise<Keeper> {
+  const asked = moment(clockOf(backend));
+  const { verdict, leftMs } = await backend.inquire(claim);
+  if (verdict !== "done") {
+    const reason = verdict === "taken" ? "taken" : "expired";
+    throw new LockLostError(claim.key, reason);
+  }
+  const keeper = new Keeper(
+    backend,
+    claim,
+    asked,
+    terms,
+    fencingToken,
+    leftMs,
+    isShort,
+  );
+  keeper.watch();
+  try {
+    handle(backend, keeper).assertHeld();
+  } catch (error) {
+    // Nobody gets a handle, so nobody could end its renewal.
+    keeper.release();
+    throw error;
+  }
+  return keeper;
+}
+
 /** Checks what was handed over: it may come from anywhere. */
-function readJSON(json: LockJSON | string) {
-  const action = "resume a lock";
+function readJSON(action: string, json: LockJSON | string): HandedOver[] {
   let from: Partial<LockJSON> | null;
   try {
     from = typeof json === "string" ? JSON.parse(json) : json;
@@ -762,7 +969,7 @@ function readJSON(json: LockJSON | string) {
   if (typeof from !== "object" || from === null) {
     wrongType(action, "json must be what toJSON() gave", json, kindOf(json));
   }
-  const { key, owner, ttl, autoExtend, maxHoldMs, fencingToken } = from;
+  const { key, owner, ttl, autoExtend, isShort = false, others = [] } = from;
   checkKey(action, key);
   if (typeof owner !== "string" || owner === "") {
     wrongType(action, "owner must be a string", owner, kindOf(owner));
@@ -770,6 +977,13 @@ function readJSON(json: LockJSON | string) {
   if (typeof autoExtend !== "boolean") {
     wrongType(action, "autoExtend must be a boolean", autoExtend);
   }
+  if (typeof isShort !== "boolean") {
+    wrongType(action, "isShort must be a boolean", isShort);
+  }
+  if (!Array.isArray(others)) {
+    wrongType(action, "others must be an array", others);
+  }
+  const { maxHoldMs, fencingToken } = from;
   for (const [name, value] of Object.entries({ maxHoldMs, fencingToken })) {
     if (value !== undefined && typeof value !== "number") {
       wrongType(action, `${name} must be a number`, value);
@@ -778,11 +992,18 @@ function readJSON(json: LockJSON | string) {
       outOfRange(action, `${name} must be > 0`, value);
     }
   }
+  if (fencingToken !== undefined && !Number.isSafeInteger(fencingToken)) {
+    const rule = "fencingToken must be a safe integer";
+    outOfRange(action, rule, fencingToken);
+  }
   const terms: Terms = {
     autoExtend,
     maxHoldMs: maxHoldMs ?? Infinity,
     fencing: fencingToken !== undefined,
   };
   const claim: Claim = { key, owner, ttlMs: readTtl(action, ttl) };
-  return { claim, terms, fencingToken };
+  return [
+    { claim, terms, fencingToken, isShort },
+    ...others.flatMap((other) => readJSON(action, other)),
+  ];
 }

@@ -132,6 +132,24 @@ class MemoryBackend implements Backend {
       : answer;
   }
 
+  tryAcquireAll(
+    claims: readonly Claim[],
+    isFenced: boolean,
+  ): Promise<readonly Grant[] | Refusal> {
+    const now = this.clock.now();
+    for (const { key, owner } of claims) {
+      const row = this.#look(key);
+      if (row === undefined ? this.#lines.has(key) : row.owner !== owner) {
+        const retryAfterMs = row && Math.ceil(row.expiresAt - now);
+        return Promise.resolve({ granted: false, retryAfterMs });
+      }
+    }
+    const grants = claims.map((claim) =>
+      isFenced ? this.tryAcquireFenced(claim) : this.tryAcquire(claim)
+    );
+    return Promise.all(grants) as Promise<readonly Grant[]>;
+  }
+
   /**
    * As a server would: after the last one, and no less than the time in µs. The
    * first of so many in a row.
@@ -141,6 +159,12 @@ class MemoryBackend implements Backend {
     const first = Math.max(this.#fence + 1, floor);
     this.#fence = first + count - 1;
     return first;
+  }
+
+  raiseFence(hold: Hold, token: number): Promise<Verdict> {
+    const verdict = this.#judge(hold);
+    if (verdict === "done") this.#fence = Math.max(this.#fence, token);
+    return Promise.resolve(verdict);
   }
 
   /** Whether `owner` has `key`, in the words of a verdict. */

@@ -25,6 +25,7 @@ import { LockBackendError } from "../core/errors.ts";
 import { drawOwner } from "../core/keys.ts";
 import type { LockEvent } from "../core/events.ts";
 import {
+  ACQUIRE_ALL,
   ACQUIRE_FENCED,
   channelOf,
   EXTEND,
@@ -63,8 +64,10 @@ export class RedisBackend implements Backend {
   readonly scan: Backend["scan"];
   /** Not for a mere double, whose EVAL can do no more than the release. */
   readonly line: RedisLine | undefined;
+  /** Nor in a Cluster, where one script may touch one slot only. */
+  readonly tryAcquireAll: Backend["tryAcquireAll"];
   readonly #port: Port;
-  /** Calls off the cleaning up after an owner. Empty but after failures. */
+  /** Calls off the cleaning up after an owner and key. Empty but after failures. */
   readonly #cleaning = new Map<string, () => void>();
 
   constructor(port: Port, options: RedisOptions = {}) {
@@ -84,7 +87,7 @@ export class RedisBackend implements Backend {
     const { key, owner, ttlMs } = claim;
     const port = this.#port;
     // An owner that tries again wants to hold what was to be cleaned away.
-    if (this.#cleaning.size > 0) this.#cleaning.get(owner)?.();
+    if (this.#cleaning.size > 0) this.#cleaning.get(owner + key)?.();
     const failed = (cause: unknown): never => {
       throw this.#acquireFailure(claim, cause);
     };
@@ -114,7 +117,7 @@ export class RedisBackend implements Backend {
 
   async tryAcquireFenced(claim: Claim): Promise<Grant | Refusal> {
     const { key, owner, ttlMs } = claim;
-    if (this.#cleaning.size > 0) this.#cleaning.get(owner)?.();
+    if (this.#cleaning.size > 0) this.#cleaning.get(owner + key)?.();
     try {
       return await run(
         this.#port,
@@ -124,6 +127,27 @@ export class RedisBackend implements Backend {
       );
     } catch (cause) {
       throw this.#acquireFailure(claim, cause);
+    }
+  }
+
+  async #tryAcquireAll(
+    claims: readonly Claim[],
+    isFenced: boolean,
+  ): Promise<readonly Grant[] | Refusal> {
+    const tokens = isFenced ? 1 : 0;
+    try {
+      return await run(
+        this.#port,
+        ACQUIRE_ALL,
+        claims.flatMap(({ key }) => keysOf(key)),
+        claims.map((claim) => memberOf({ ...claim, tokens })),
+      );
+    } catch (cause) {
+      const error = failure("acquire", claims[0].key, cause);
+      if (error.reply === undefined) {
+        for (const claim of claims) this.discard(claim);
+      }
+      throw error;
     }
   }
 
@@ -262,6 +286,8 @@ export class RedisBackend implements Backend {
   /** Frees the key, and takes `leaving` out of its line, until that is known. */
   #cleanUp({ key, owner, ttlMs }: Claim, leaving: string): void {
     const clock = systemClock;
+    // Several keys may have one owner.
+    const name = owner + key;
     const port = this.#port;
     // Past this the server has dropped it by itself.
     const until = clock.now() + ttlMs;
@@ -269,10 +295,10 @@ export class RedisBackend implements Backend {
     let callOff = () => {};
     const finish = () => {
       callOff();
-      if (this.#cleaning.get(owner) === finish) this.#cleaning.delete(owner);
+      if (this.#cleaning.get(name) === finish) this.#cleaning.delete(name);
     };
-    this.#cleaning.get(owner)?.();
-    this.#cleaning.set(owner, finish);
+    this.#cleaning.get(name)?.();
+    this.#cleaning.set(name, finish);
     const attempt = async () => {
       if (leaving === "") {
         const fail = (cause: unknown): never => {
@@ -285,7 +311,7 @@ export class RedisBackend implements Backend {
     };
     const clean = () =>
       attempt().then(finish, () => {
-        if (this.#cleaning.get(owner) !== finish) return;
+        if (this.#cleaning.get(name) !== finish) return;
         if (port.isClosed?.() || clock.now() >= until) return finish();
         callOff = clock.setTimer(clean, pauseMs);
         pauseMs = Math.min(pauseMs * 2, CLEAN_UP_LAST_MS);

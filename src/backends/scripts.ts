@@ -1,13 +1,14 @@
 /** The Lua that runs on the server, and how it is called. */
 
 import type { Port } from "../clients/port.ts";
-import type {
-  Called,
-  HandOver,
-  Place,
-  Refusal,
-  Turn,
-  Verdict,
+import {
+  type Called,
+  GRANTED,
+  type HandOver,
+  type Place,
+  type Refusal,
+  type Turn,
+  type Verdict,
 } from "../core/backend.ts";
 
 /** One value for each name. */
@@ -450,6 +451,44 @@ async function sha1(text: string): Promise<string> {
     (byte) => byte.toString(16).padStart(2, "0"),
   ).join("");
 }
+
+/**
+ * Takes all locks, or none, where nobody has one or stands in line for it. A
+ * member for each, as in a line. Sent again it finds its own.
+ */
+export const ACQUIRE_ALL = define({
+  keys: [] as readonly string[],
+  args: [] as readonly string[],
+  lua: `${LINE}local mine = {}
+for i = 1, #KEYS / 3 do
+  local holder = redis.call("GET", KEYS[3 * i - 2])
+  local owner = string.match(ARGV[i], "^%d+ %d+ (.*)$")
+  mine[i] = holder == owner
+  if holder and not mine[i] then
+    return {0, redis.call("PTTL", KEYS[3 * i - 2])}
+  elseif not holder and redis.call("EXISTS", KEYS[3 * i - 1]) == 1 then
+    return {0, -1}
+  end
+end
+local tokens = {}
+for i = 1, #KEYS / 3 do
+  local lock, fence = KEYS[3 * i - 2], KEYS[3 * i]
+  if mine[i] then
+    tokens[i] = redis.call("GET", fence) or ""
+  else
+    local _, _, token = give(lock, fence, ARGV[i], math.huge)
+    tokens[i] = token
+  end
+end
+return {1, tokens}`,
+  decode(reply) {
+    const [granted, rest] = reply as [unknown, unknown];
+    if (Number(granted) !== 1) return refusal(toLeftMs(rest));
+    return (rest as unknown[]).map((token) =>
+      token === "" ? GRANTED : { ...GRANTED, fencingToken: Number(token) }
+    );
+  },
+});
 
 /** The channel on which the process of that inbox is called. */
 export function channelOf(inbox: string): string {

@@ -35,12 +35,46 @@ export function acquire<T>(
   const attempt = terms.fencing
     ? backend.tryAcquireFenced!(claim)
     : backend.tryAcquire(claim);
-  const answer = signal === undefined
-    ? attempt
-    : orAborted(attempt, signal, () => backend.discard(claim));
+  const answer = signal === undefined ? attempt : orAborted(
+    attempt,
+    signal,
+    (answer) => !answer.granted,
+    () => backend.discard(claim),
+  );
   return answer.then((answer) =>
     settle(answer.granted ? keep(backend, claim, asked, terms, answer) : answer)
   );
+}
+
+/**
+ * The same for several keys at once, on a backend that can: all or none.
+ */
+export async function acquireAll(
+  backend: Backend,
+  claims: readonly Claim[],
+  terms: Terms,
+): Promise<Keeper[] | Refusal> {
+  const { signal, fencing } = terms;
+  signal?.throwIfAborted();
+  const asked = moment(clockOf(backend));
+  const attempt = backend.tryAcquireAll!(claims, fencing);
+  const giveBack = () => claims.forEach((claim) => backend.discard(claim));
+  const answer =
+    await (signal === undefined
+      ? attempt
+      : orAborted(attempt, signal, (answer) => "granted" in answer, giveBack));
+  if ("granted" in answer) return answer;
+  const keepers: Keeper[] = [];
+  try {
+    for (const [i, grant] of answer.entries()) {
+      keepers.push(keep(backend, claims[i], asked, terms, grant));
+    }
+  } catch (error) {
+    for (const keeper of keepers) keeper.release();
+    giveBack();
+    throw error;
+  }
+  return keepers;
 }
 
 /** Keeps what was granted, if there is anything left of it. */
@@ -67,17 +101,18 @@ function keep(
 
 /**
  * `attempt`, or a rejection with the signal's reason. The attempt can't be
- * called back: should it be granted after all, `giveBack` is called.
+ * called back: should it turn out to be no refusal, `giveBack` is called.
  */
-function orAborted(
-  attempt: Promise<Grant | Refusal>,
+function orAborted<T>(
+  attempt: Promise<T>,
   signal: AbortSignal,
+  isRefusal: (answer: T) => boolean,
   giveBack: () => void,
-): Promise<Grant | Refusal> {
+): Promise<T> {
   return new Promise((resolve, reject) => {
     const abort = () => {
       reject(signal.reason);
-      attempt.then((answer) => answer.granted && giveBack(), () => {});
+      attempt.then((answer) => isRefusal(answer) || giveBack(), () => {});
     };
     // Unheard in the very callback that answers: an abort in the microtask
     // after it would otherwise give back what the caller is about to use.

@@ -83,6 +83,20 @@ export interface Backend {
   /** The same, and draws a fencing token in the same round trip. */
   tryAcquireFenced?(claim: Claim): Promise<Grant | Refusal>;
   /**
+   * Makes the fence of the key at least `token`, if the key is still ours: for
+   * a quorum, whose members have to remember one token.
+   */
+  raiseFence?(hold: Hold, token: number): Promise<Verdict>;
+  /**
+   * Takes all of several keys at once, or none, for one owner; drawing a
+   * fencing token for each if `isFenced`. Leaves keys alone for which others
+   * stand in line. Answers for each in turn, or with one refusal.
+   */
+  tryAcquireAll?(
+    claims: readonly Claim[],
+    isFenced: boolean,
+  ): Promise<readonly Grant[] | Refusal>;
+  /**
    * Makes each hold last its `ttlMs` from now if it is still ours, with as few
    * commands as will do: all holds of a client are renewed together. Answers
    * for each with a verdict, or with the error that kept it from one.

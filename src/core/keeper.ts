@@ -60,7 +60,7 @@ export class Keeper {
   /** The fencing token, if one was drawn. */
   readonly fencingToken: number | undefined;
   /** How it is to be kept. */
-  readonly terms: Terms;
+  terms: Terms;
   /** The turn in line that it is part of, if it came by one. */
   turn: LocalTurn | undefined;
   readonly #backend: Backend;
@@ -153,6 +153,12 @@ export class Keeper {
     return this.#clock.now() - this.#asked.now >= this.#validMs;
   }
 
+  /** From now on it is kept on these terms, which must not be stricter. */
+  keepOn(terms: Terms): void {
+    this.terms = terms;
+    if (!this.#isRenewed) renewalOf(this.#backend).drop(this);
+  }
+
   /** The lease that counts, while it is held. Judges. */
   get lease(): Lease | undefined {
     if (this.remainingMs === 0) return undefined;
@@ -203,7 +209,7 @@ export class Keeper {
   get signal(): AbortSignal {
     if (this.#controller === undefined) {
       this.#controller = new AbortController();
-      this.#judgeWhenRead(this.#controller.signal);
+      judgeWhenRead(this.#controller.signal, () => void this.remainingMs);
       this.#watch();
     }
     if (this.loss !== undefined) this.#controller.abort(this.#loss);
@@ -389,32 +395,32 @@ export class Keeper {
     if (this.#isRenewed) renewalOf(this.#backend).drop(this);
   }
 
-  /**
-   * A signal that was handed out is read without passing through us. After a
-   * stalled event loop that read may come before any timer, so it judges too.
-   */
-  #judgeWhenRead(signal: AbortSignal): void {
-    const judged = <T>(read: () => T) => () => (this.remainingMs, read());
-    const inherited = (name: "aborted" | "reason") => {
-      const { get } = Object.getOwnPropertyDescriptor(
-        AbortSignal.prototype,
-        name,
-      )!;
-      return judged(get!.bind(signal));
-    };
-    Object.defineProperties(signal, {
-      aborted: { get: inherited("aborted") },
-      reason: { get: inherited("reason") },
-      throwIfAborted: { value: judged(signal.throwIfAborted.bind(signal)) },
-    });
-  }
-
   /** Tells the observer, if there is one. */
   #tell(event: Untold<LockEvent>): void {
     if (this.#backend.onEvent === undefined) return;
     const { key, owner } = this.claim;
     tell(this.#backend, { ...event, key, label: labelOf(owner) } as LockEvent);
   }
+}
+
+/**
+ * A signal that was handed out is read without passing through its maker. After
+ * a stalled event loop that read may come before any timer, so it judges too.
+ */
+export function judgeWhenRead(signal: AbortSignal, judge: () => void): void {
+  const judged = <T>(read: () => T) => () => (judge(), read());
+  const inherited = (name: "aborted" | "reason") => {
+    const { get } = Object.getOwnPropertyDescriptor(
+      AbortSignal.prototype,
+      name,
+    )!;
+    return judged(get!.bind(signal));
+  };
+  Object.defineProperties(signal, {
+    aborted: { get: inherited("aborted") },
+    reason: { get: inherited("reason") },
+    throwIfAborted: { value: judged(signal.throwIfAborted.bind(signal)) },
+  });
 }
 
 /** An event without what all of one lock's have in common. */

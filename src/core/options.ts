@@ -147,11 +147,28 @@ export function outOfRange(
 
 /** Refuses a key that is no key. */
 export function checkKey(action: string, key: unknown): asserts key is string {
-  if (typeof key !== "string") {
-    const several = Array.isArray(key) ? " (several are not built yet)" : "";
-    wrongType(action, `key must be a string${several}`, key);
-  }
+  if (typeof key !== "string") wrongType(action, "key must be a string", key);
   if (key === "") outOfRange(action, "key must not be empty", key);
+}
+
+/**
+ * One or several keys as they are to be taken: each once, and in an order that
+ * is the same for everybody, so that no two wait for each other.
+ */
+export function readKeys(
+  action: string,
+  key: string | readonly string[],
+): readonly [string, ...string[]] {
+  if (!Array.isArray(key)) {
+    checkKey(action, key);
+    return [key];
+  }
+  for (const one of key) checkKey(action, one);
+  const [first, ...others] = [...new Set<string>(key)].sort();
+  if (first === undefined) {
+    outOfRange(action, "there must be at least one key", key);
+  }
+  return [first, ...others];
 }
 
 /**

@@ -220,6 +220,11 @@ export class Room {
 
   /** Has the party stand in line. */
   #begin(party: Party): void {
+    // It may be possible by now.
+    const idleMs = this.#clock.now() - this.#usedAt;
+    if (this.#isDeaf && this.#standing.size === 0 && idleMs > IDLE_MS) {
+      this.#hangUp();
+    }
     if (this.#line.inbox !== undefined || this.#isDeaf) {
       this.#draw(party);
       this.#ask([party]);
@@ -543,16 +548,20 @@ export class Room {
   /** Listens, or finds that it can't. */
   #open(): Promise<void> {
     this.#usedAt = this.#clock.now();
-    return this.#opening ??= this.#line.open({
+    if (this.#opening !== undefined) return this.#opening;
+    const opening = this.#line.open({
       onTurn: (owner, turn) => this.#onTurn(owner, turn),
       onEnd: (owner) => this.#onEnd(owner),
       onGap: () => this.#onGap(),
       onDeaf: (reason) => this.#onDeaf(reason),
       onClosed: () => this.#onClosed(),
     }).then((canHear) => {
+      // Closed meanwhile, there is nothing to be closed any more.
+      if (this.#opening !== opening) return;
       if (!canHear) this.#isDeaf = true;
-      if (this.#line.close !== undefined) this.#closeWhenIdle(IDLE_MS);
+      else if (this.#line.close !== undefined) this.#closeWhenIdle(IDLE_MS);
     });
+    return this.#opening = opening;
   }
 
   #closeWhenIdle(inMs: number): void {
@@ -569,7 +578,6 @@ export class Room {
     this.#callOffIdle?.();
     this.#callOffIdle = undefined;
     this.#opening = undefined;
-    // Next time somebody may be able to call us.
     this.#isDeaf = false;
     this.#line.close?.();
   }
