@@ -3,8 +3,11 @@ import process from "node:process";
 
 import type { Report } from "./turns.ts";
 
-/** What a lane shows: a worker's own report, or its end at another's hand. */
-export type Scene = Report | { type: "killed"; at: number; how: string };
+/** What a lane shows: a worker's own report, its place, or its end. */
+export type Scene =
+  | Exclude<Report, { type: "come" }>
+  | { type: "waits"; at: number; place: number }
+  | { type: "dead"; at: number; how: string };
 
 const isColoured = process.stdout.isTTY === true &&
   (process.env.NO_COLOR ?? "") === "" && process.env.TERM !== "dumb";
@@ -37,7 +40,11 @@ const LANE = 17;
  * slowest, so that the log shows things in the order in which they happened. */
 const PATIENCE_MS = 60;
 /** The order within a millisecond. */
-const RANK = ["leave", "lost", "killed", "enter", "refused"];
+const RANK = ["leave", "lost", "dead", "enter", "waits", "refused"];
+/** What stands in a lane: of who is inside, waits, or is dead. */
+const INSIDE = "┃";
+const WAITING = "·";
+const DEAD = "┊";
 
 /** Prints what happens, in order. */
 export class Screen {
@@ -46,6 +53,8 @@ export class Screen {
   readonly #bars: string[];
   #begunAt = 0;
   #enteredAt = 0;
+  /** When the last one left, or died inside. */
+  #leftAt = 0;
   #scenes: { name: string; scene: Scene }[] = [];
   #timer: ReturnType<typeof setTimeout> | undefined;
 
@@ -65,9 +74,11 @@ export class Screen {
     process.stdout.write(`${line}\n`);
   }
 
-  /** The head of the log; times count from here. */
-  begin(at: number): void {
-    this.#begunAt = at;
+  /** The head of an act; times count from `begunAt`. */
+  begin(title: string, begunAt: number): void {
+    this.#flush();
+    this.#begunAt = begunAt;
+    this.say(`\n${title}\n`);
     const names = this.#names.map((name) => this.name(name, LANE)).join("");
     this.say(dim("time".padStart(TIME - 3) + "   ") + names.trimEnd());
   }
@@ -80,9 +91,13 @@ export class Screen {
 
   /** Shows what is left to be shown; what comes later is not. */
   end(): void {
+    this.#flush();
+    this.add = () => {};
+  }
+
+  #flush(): void {
     clearTimeout(this.#timer);
     this.#show(-Infinity);
-    this.add = () => {};
   }
 
   #show(patienceMs: number): void {
@@ -104,7 +119,7 @@ export class Screen {
     const text = this.#enact(here, scene);
     const cells = this.#names.map((other, lane) => {
       const cell = lane === here ? text : this.#bars[lane];
-      if (scene.type === "killed" && lane === here) {
+      if (scene.type === "dead" && lane === here) {
         return alarm(cell.padEnd(LANE));
       }
       if (scene.type === "refused" && lane === here) {
@@ -119,23 +134,32 @@ export class Screen {
   /** What the event's own cell says, and what its lane shows from now on. */
   #enact(lane: number, scene: Scene): string {
     const bars = this.#bars;
+    const was = bars[lane];
+    if (was === INSIDE) this.#leftAt = scene.at;
     switch (scene.type) {
-      case "enter":
-        // Who died in here is off the server's books as of now.
-        for (const i of bars.keys()) if (bars[i] === "┊") bars[i] = "";
-        bars[lane] = "┃";
+      case "enter": {
+        // Who died is off the server's books as of now.
+        for (const i of bars.keys()) if (bars[i] === DEAD) bars[i] = "";
+        bars[lane] = INSIDE;
         this.#enteredAt = scene.at;
-        return "┏ enters";
+        const gap = scene.at - this.#leftAt;
+        if (was !== WAITING) return "┏ enters";
+        return `┏ enters +${gap < 1000 ? inMs(gap) : inSeconds(gap)}`;
+      }
       case "leave":
         bars[lane] = "";
         return `┗ after ${inSeconds(scene.at - this.#enteredAt)}`;
       case "lost":
         bars[lane] = "";
         return "┗ lost it";
-      case "killed":
-        bars[lane] = bars[lane] && "┊";
+      case "dead":
+        bars[lane] = was && DEAD;
         return `╳ ${scene.how}`;
+      case "waits":
+        bars[lane] = WAITING;
+        return `○ waits: place ${scene.place}`;
       case "refused":
+        bars[lane] = "";
         return scene.retryAfterMs === undefined
           ? "○ refused"
           : `○ refused ${inSeconds(scene.retryAfterMs)}`;

@@ -9,7 +9,7 @@ import {
   type RedisServer,
   startRedis,
 } from "../tests/support/redis_server.ts";
-import { Cue, type Order, type Report, takeTurns } from "./turns.ts";
+import { type Order, Player, type Report } from "./turns.ts";
 
 /** One who takes turns. */
 export interface Actor {
@@ -39,7 +39,9 @@ export interface Stage {
   readonly witness: string;
   book(): Promise<string[]>;
   write(line: string): Promise<unknown>;
-  /** An actor that waits for its "go". */
+  /** Who stands in line, in its order; not where there is no server to ask. */
+  line?(): Promise<string[]>;
+  /** An actor that waits to be told what to do. */
   cast(name: string, ears: Ears): Promise<Actor>;
   /** What is still locked; the book is gone after this. */
   leftovers(): Promise<string[]>;
@@ -84,6 +86,7 @@ async function onServer(
   const { close, openClient, write } = await import("./client.ts");
   const redis = await openClient(url);
   const book = `${key}:book`;
+  const line = `{${key}}:line`;
   const info = await redis.info("server").catch(() => "");
   // Valkey names the Redis that it stands in for as well.
   const valkey = /^valkey_version:(\S+)/m.exec(info)?.[1];
@@ -101,7 +104,12 @@ async function onServer(
     death: "SIGKILL",
     witness: "the book that the server kept",
     book: () => redis.lrange(book, 0, -1),
-    write: (line) => write(redis, book, line),
+    write: (text) => write(redis, book, text),
+    async line() {
+      const members = await redis.zrange(line, 0, "-1");
+      // Each ends with the label of who waits.
+      return members.map((member) => /[^:]*$/.exec(member)![0]);
+    },
     async cast(name, { hear, fail }) {
       const file = new URL("./worker.ts", import.meta.url);
       // The URL goes by the environment: a command line is for all to read.
@@ -136,7 +144,7 @@ async function onServer(
     },
     async leftovers() {
       await redis.del(book);
-      const keys = [key, `{${key}}:line`, `{${key}}:fence`];
+      const keys = [key, line, `{${key}}:fence`];
       const found = await Promise.all(keys.map((key) => redis.exists(key)));
       return keys.filter((_, i) => found[i]);
     },
@@ -149,9 +157,10 @@ async function onServer(
       }, 1_000);
       await Promise.all(scripts.map((script) => script.exited));
       clearTimeout(limit);
-      // Nobody is left who could hold it. The server may be gone as well:
-      // Ctrl-C in a terminal goes to one that we started, too.
-      await redis.del(key, book).catch(() => {});
+      // Nobody is left who could hold it, or wait. The server may be gone as
+      // well: Ctrl-C in a terminal goes to one that we started, too.
+      await Promise.all([key, line, book].map((each) => redis.del(each)))
+        .catch(() => {});
       close(redis);
       await stop?.();
     },
@@ -162,31 +171,36 @@ function inMemory(key: string, why: string): Stage {
   const on = memory();
   const book: string[] = [];
   const write = (line: string) => Promise.resolve(book.push(line));
+  const players: Player[] = [];
   return {
     key,
     about: [
       "Four tasks of this one process take turns on one lock, in memory().",
       `On no server: ${why.replace(/ \(.*/, "")}.`,
-      "So there is no process to kill: a task that never releases plays dead.",
+      "So there is no process to kill. A task that plays dead never releases what",
+      "it has; one in line gives up by an AbortSignal, which the dead do not do.",
     ],
     death: "plays dead",
     witness: "the book that was kept beside them",
     book: () => Promise.resolve(book),
     write,
     cast(name, { hear, fail }) {
-      const cue = new Cue();
       const say = (report: Report) => hear(name, report);
-      let bury = () => {};
-      const killed = new Promise<void>((resolve) => bury = resolve);
-      const turns = takeTurns({ on, key, name, write, say }, cue).catch(fail);
+      let end = () => {};
+      const gone = new Promise<void>((resolve) => end = resolve);
+      const player = new Player({ on, key, name, write, say });
+      players.push(player);
       return Promise.resolve({
         name,
-        send: (order) => cue.obey(order),
-        kill() {
-          cue.kill();
-          bury();
+        send(order) {
+          const done = player.obey(order).catch(fail);
+          if (order === "stop") done.then(end);
         },
-        gone: Promise.race([turns, killed]),
+        kill() {
+          player.kill();
+          end();
+        },
+        gone,
       });
     },
     async leftovers() {
@@ -194,6 +208,10 @@ function inMemory(key: string, why: string): Stage {
       await lock?.release();
       return lock ? [] : [key];
     },
-    close: () => Promise.resolve(),
+    close() {
+      // Not waited for: the dead would not come.
+      for (const player of players) player.obey("stop").catch(() => {});
+      return Promise.resolve();
+    },
   };
 }

@@ -1,4 +1,6 @@
 /** One worker's part in the demo; whether it is a process or a task, it plays the same. */
+import { setTimeout as rest } from "node:timers/promises";
+
 import {
   LockLostError,
   LockNotAcquiredError,
@@ -11,12 +13,13 @@ export const TTL = 2;
 
 /** What a worker tells, and when by the wall clock, which all of them share. */
 export type Report =
-  | { type: "enter"; at: number; long: boolean }
+  | { type: "come"; at: number }
+  | { type: "enter"; at: number; forMs: number }
   | { type: "leave" | "lost"; at: number }
   | { type: "refused"; at: number; retryAfterMs?: number };
 
-/** What a worker is told; its turns are short until it hears otherwise. */
-export type Order = "go" | "long" | "short" | "stop";
+/** What a worker is told: to take a turn of `forMs`, or to go home. */
+export type Order = { waitMs: number; forMs: number } | "stop";
 
 /** Who plays, where, and how it tells of it. */
 export interface Part {
@@ -28,25 +31,56 @@ export interface Part {
   say(report: Report): void;
 }
 
-/** Takes turns until told to stop. */
-export async function takeTurns(part: Part, cue: Cue): Promise<void> {
-  const { on, key, name, write, say } = part;
-  // A dead process renews nothing, but the task that plays one would.
-  const options = { ttl: TTL, label: name, autoExtend: false };
-  await cue.begun;
-  while (!cue.isOver) {
+/** One who does as it is told, one thing after the other. */
+export class Player {
+  readonly #part: Part;
+  readonly #end = new AbortController();
+  #turns = Promise.resolve();
+  #isDead = false;
+
+  constructor(part: Part) {
+    this.#part = part;
+  }
+
+  /** Resolves once all that it was told is done; "stop" cuts it short. */
+  obey(order: Order): Promise<void> {
+    if (order === "stop") this.#end.abort();
+    else {
+      const { waitMs, forMs } = order;
+      this.#turns = this.#turns.then(() => this.#takeTurn(waitMs, forMs));
+    }
+    return this.#turns;
+  }
+
+  /** SIGKILL for a task: what it is inside of, it never leaves, and says no
+   * more. Only its waiting has to be called off: else it would go in. */
+  kill(): void {
+    this.#isDead = true;
+    this.#end.abort();
+  }
+
+  async #takeTurn(waitMs: number, forMs: number): Promise<void> {
+    const { on, key, name, write, say } = this.#part;
+    const { signal } = this.#end;
+    if (signal.aborted) return;
+    if (waitMs > 0) {
+      await write(`come ${name}`);
+      say({ type: "come", at: Date.now() });
+    }
+    // A dead process renews nothing, but the task that plays one would.
+    const options = { ttl: TTL, label: name, autoExtend: false };
     try {
       await withLock(on, key, async (lock) => {
-        const { long } = cue;
         const at = Date.now();
         await write(`enter ${name}`);
-        say({ type: "enter", at, long });
-        await cue.rest(long ? 1_500 : between(350, 550));
+        say({ type: "enter", at, forMs });
+        await rest(forMs, undefined, { signal }).catch(() => {});
+        if (this.#isDead) await new Promise(() => {});
         // Stalled for longer than the ttl, we'd have no business here.
         lock.assertHeld();
         await write(`leave ${name}`);
         say({ type: "leave", at: Date.now() });
-      }, options);
+      }, { ...options, waitMs, signal });
     } catch (error) {
       const at = Date.now();
       if (error instanceof LockNotAcquiredError) {
@@ -54,52 +88,7 @@ export async function takeTurns(part: Part, cue: Cue): Promise<void> {
       } else if (error instanceof LockLostError) {
         await write(`lost ${name}`);
         say({ type: "lost", at });
-      } else throw error;
+      } else if (error !== signal.reason) throw error;
     }
-    await cue.rest(between(200, 500));
   }
-}
-
-/** What a worker hears from the director. */
-export class Cue {
-  /** Resolves at "go", or when it is over before that. */
-  readonly begun: Promise<void>;
-  long = false;
-  isOver = false;
-  #begin = () => {};
-  #wake = () => {};
-  #timer: ReturnType<typeof setTimeout> | undefined;
-
-  constructor() {
-    this.begun = new Promise((resolve) => this.#begin = resolve);
-  }
-
-  obey(order: Order): void {
-    if (order === "long" || order === "short") this.long = order === "long";
-    if (order === "stop") this.isOver = true;
-    if (order === "stop" || order === "go") this.#begin();
-    if (order === "stop") this.#wake();
-  }
-
-  /** Waits for `ms` milliseconds, or until told to stop. */
-  rest(ms: number): Promise<void> {
-    return new Promise((resolve) => {
-      if (this.isOver) return resolve();
-      this.#timer = setTimeout(resolve, ms);
-      this.#wake = () => {
-        clearTimeout(this.#timer);
-        resolve();
-      };
-    });
-  }
-
-  /** SIGKILL for a task: it is resting, and nothing will ever wake it again. */
-  kill(): void {
-    clearTimeout(this.#timer);
-    this.#wake = () => {};
-  }
-}
-
-function between(least: number, most: number): number {
-  return least + Math.random() * (most - least);
 }

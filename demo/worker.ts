@@ -3,7 +3,7 @@ import process from "node:process";
 
 import { args, lines, say } from "../tests/support/child.ts";
 import { openClient, write } from "./client.ts";
-import { Cue, type Order, takeTurns } from "./turns.ts";
+import { type Order, Player } from "./turns.ts";
 
 // Ctrl-C reaches the whole group. The director hears it too, and says "stop":
 // so whoever is inside gives the lock back first.
@@ -12,29 +12,30 @@ process.on("SIGINT", () => {});
 process.stdout.on("error", () => {});
 
 const [name, key, book] = args;
-const cue = new Cue();
 try {
   const redis = await openClient(process.env.REDIS_URL ?? "");
-  const turns = takeTurns({
+  const player = new Player({
     on: redis,
     key,
     name,
     write: (line) => write(redis, book, line),
     say,
-  }, cue);
-  listen();
+  });
   say({ type: "ready" });
-  await turns;
+  for await (const order of lines<Order>()) {
+    if (order === "stop") break;
+    player.obey(order).catch(fail);
+  }
+  // Told to, or as the director is gone: then stdin has ended.
+  await player.obey("stop");
   await redis.quit();
   process.exit(0);
 } catch (error) {
+  fail(error);
+}
+
+function fail(error: unknown): void {
   const { name, message } = error as Error;
   say({ type: "failed", message: `${name}: ${message}` });
   process.exit(1);
-}
-
-/** Obeys until stdin ends, as it does when the director is gone. */
-async function listen(): Promise<void> {
-  for await (const order of lines<Order>()) cue.obey(order);
-  cue.obey("stop");
 }

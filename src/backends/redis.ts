@@ -33,6 +33,7 @@ import {
   HAND_OVER,
   INQUIRE,
   INSPECT,
+  RAISE_FENCE,
   refusal,
   RELEASE,
   RELEASE_PLAIN,
@@ -42,6 +43,7 @@ import {
   toCall,
   WRITE_FENCED,
 } from "./scripts.ts";
+import { slotOf, tagFor, tagOf } from "./slots.ts";
 
 /** How a Redis backend is set up. */
 export interface RedisOptions {
@@ -52,6 +54,14 @@ export interface RedisOptions {
 /** Between two tries to clean up, at first and at most, in milliseconds. */
 const CLEAN_UP_FIRST_MS = 10;
 const CLEAN_UP_LAST_MS = 200;
+
+/**
+ * How often to look, and after how long, whether there is a connection to listen
+ * by, before one asks instead. In steps: a program that is too busy to hear of
+ * it in one has to come by some others.
+ */
+const LISTEN_TIMES = 10;
+const LISTEN_MS = 25;
 
 /** Of the name of an inbox: hexadecimal digits, 64 bits. */
 const INBOX_LENGTH = 16;
@@ -127,6 +137,19 @@ export class RedisBackend implements Backend {
       );
     } catch (cause) {
       throw this.#acquireFailure(claim, cause);
+    }
+  }
+
+  async raiseFence({ key, owner }: Hold, token: number): Promise<Verdict> {
+    try {
+      return await run(
+        this.#port,
+        RAISE_FENCE,
+        [key, companion(key, "fence")],
+        [owner, String(token)],
+      );
+    } catch (cause) {
+      throw failure("fence", key, cause);
     }
   }
 
@@ -336,29 +359,44 @@ class RedisLine implements Line {
   open(ears: Ears): Promise<boolean> {
     this.#ears = ears;
     const { listen } = this.#port;
-    const inbox = drawOwner().slice(0, INBOX_LENGTH);
+    // The star: see handOver in scripts.ts.
+    const inbox = drawOwner().slice(0, INBOX_LENGTH) +
+      (this.#port.isCluster ? "*" : "");
     return new Promise((resolve) => {
+      let isWaitedFor = true;
+      let callOff = () => {};
+      const answer = (canHear: boolean) => {
+        callOff();
+        isWaitedFor = false;
+        resolve(canHear);
+      };
       const onFail = (reason: unknown) => {
         if (this.#ears !== ears) return;
         this.#silence();
+        answer(false);
         ears.onDeaf(reason);
-        resolve(false);
       };
       if (listen === undefined) {
         return onFail(new Error("The client can't SUBSCRIBE"));
       }
+      let times = 0;
+      const look = () => {
+        // Without an answer we stand in line all the same, and ask.
+        if (++times > LISTEN_TIMES) answer(false);
+        else callOff = systemClock.setTimer(look, LISTEN_MS);
+      };
+      look();
       const onReady = () => {
         if (this.#ears !== ears) return;
-        const isBack = this.inbox !== undefined;
         this.inbox = inbox;
-        if (isBack) ears.onGap();
-        else resolve(true);
+        if (isWaitedFor) answer(true);
+        else ears.onGap();
       };
       const onMessage = (message: string) => this.#hear(message);
       const onClosed = () => {
         if (this.#ears !== ears) return;
         this.#silence();
-        resolve(false);
+        answer(false);
         ears.onClosed();
       };
       try {
@@ -379,6 +417,10 @@ class RedisLine implements Line {
     this.inbox = undefined;
     this.#hangUp?.();
     this.#hangUp = undefined;
+  }
+
+  get isOpen(): boolean {
+    return this.#hangUp !== undefined;
   }
 
   isClosed(): boolean {
@@ -473,12 +515,14 @@ type Companion = "line" | "fence" | "seen";
 
 /**
  * A key beside `key`, in the slot of a Cluster where that is: by the hash tag
- * that it has, or as a whole where it has none.
+ * that it has, or as a whole where it has none. A key without one that contains
+ * a brace can't be made a tag itself: then a tag stands for its slot.
  */
 function companion(key: string, what: Companion): string {
-  return key.includes("{") && /\{[^}]+\}/.test(key)
-    ? `${key}:${what}`
-    : `{${key}}:${what}`;
+  if (!key.includes("}")) return `{${key}}:${what}`;
+  return tagOf(key) === key
+    ? `{${tagFor(slotOf(key))}}:${key}:${what}`
+    : `${key}:${what}`;
 }
 
 /** Whether `key` is one of those. */

@@ -146,6 +146,20 @@ return {1, token}`,
   },
 });
 
+/** Makes the fence at least `token` if `owner` still has the lock. One script,
+ * or the next owner may have drawn its own token in between. */
+export const RAISE_FENCE = define({
+  keys: ["lock", "fence"],
+  args: ["owner", "token"],
+  lua: `local now = redis.call("GET", lock)
+if now ~= owner then return now and -1 or 0 end
+local last = tonumber(redis.call("GET", fence) or 0)
+token = string.format("%.0f", math.max(last, tonumber(token)))
+redis.call("SET", fence, token, "PX", ${FENCE_MS})
+return 1`,
+  decode: toVerdict,
+});
+
 /** The lease that comes with a turn: short, until whoever it is has taken it
  * up, so that one who is gone costs the others no more than this. */
 export const SHORT_MS = 2_000;
@@ -164,7 +178,9 @@ const LINE_MS = 10_000;
  * the clock was set back, or where it stood before: its ticket. `handOver`
  * gives the lock to the first in line who can be called: PUBLISH says how many
  * heard it, on a single server, and one whom nobody heard for is gone, or comes
- * back with its ticket. To one who can't be called it is given in silence.
+ * back with its ticket. In a Cluster it counts those at one node only: whose
+ * inbox ends with a star is taken to have heard. To one who can't be called, or
+ * whom we may not call, the lock is given in silence.
  */
 const LINE = `local time = redis.call("TIME")
 local now = time[1] * 1000000 + time[2]
@@ -197,11 +213,14 @@ local function handOver(lock, line, fence, mine)
       return
     end
     local owner, lease, token = give(lock, fence, head, ${SHORT_MS})
-    local inbox = string.match(owner, "^%x+@(%x+)")
+    local inbox = string.match(owner, "^%x+@(%x+%*?)")
     if inbox == mine and inbox then return owner, lease, token end
     if not inbox then return end
     local call = string.format("turn %s %.0f %s %s", lease, now, token, owner)
-    if redis.call("PUBLISH", "lock:inbox:" .. inbox, call) > 0 then return end
+    local heard = redis.pcall("PUBLISH", "lock:inbox:" .. inbox, call)
+    if type(heard) == "table" or heard > 0 or string.sub(inbox, -1) == "*" then
+      return
+    end
   end
 end
 `;
@@ -361,8 +380,10 @@ export const FORCE_RELEASE = define({
   lua: `local holder = redis.call("GET", lock)
 if not holder then return 0 end
 ${LINE}handOver(lock, line, fence)
-local inbox = string.match(holder, "^%x+@(%x+)")
-if inbox then redis.call("PUBLISH", "lock:inbox:" .. inbox, "end " .. holder) end
+local inbox = string.match(holder, "^%x+@(%x+%*?)")
+if inbox then
+  redis.pcall("PUBLISH", "lock:inbox:" .. inbox, "end " .. holder)
+end
 return 1`,
   decode: (reply) => Number(reply) === 1,
 });
@@ -435,11 +456,27 @@ export function runThen<
       return runThen(port, script, keys, args, then, fail);
     });
   }
-  return port.evalSha(script.sha, keys, args).then(decoded, (error) => {
+  const { sha } = script;
+  return port.evalSha(sha, keys, args).then(decoded, (error) => {
     if (!/NOSCRIPT|NoScriptError/.test(String(error))) return fail(error);
-    return port.eval(script.lua, keys, args).then(decoded, fail);
+    // Thousands may have been sent before the first is told: one brings it.
+    const under = loading.get(script);
+    const evalAgain = () => port.eval(script.lua, keys, args);
+    if (under?.port === port) {
+      return under.done.then(() => port.evalSha!(sha, keys, args))
+        .catch(evalAgain).then(decoded, fail);
+    }
+    const reply = evalAgain();
+    const done = reply.then(() => {}, () => {}).then(() => {
+      loading.delete(script);
+    });
+    loading.set(script, { port, done });
+    return reply.then(decoded, fail);
   });
 }
+
+/** Scripts that are on their way to a server in full. */
+const loading = new Map<object, { port: Port; done: Promise<void> }>();
 
 async function sha1(text: string): Promise<string> {
   const digest = await crypto.subtle.digest(

@@ -54,9 +54,7 @@ export function ioredis(ioredisClient: IoredisClient): Port {
     connection: () => client.stream,
     isClosed: () => client.status === "end",
     isCluster: client.isCluster ?? false,
-    ...client.isCluster
-      ? {}
-      : { listen: (channel, listener) => listen(client, channel, listener) },
+    listen: (channel, listener) => listen(client, channel, listener),
     async *scan(pattern) {
       // SCAN is not told of the prefix that all other commands get.
       const prefix = client.options?.keyPrefix ?? "";
@@ -82,23 +80,22 @@ export function ioredis(ioredisClient: IoredisClient): Port {
   };
 }
 
+/** One of a Cluster's nodes at random: what one publishes all of them hear. */
+function anyOf(client: Commands): Commands {
+  if (!client.isCluster) return client;
+  const nodes = client.nodes!("master");
+  return nodes[Math.floor(Math.random() * nodes.length)];
+}
+
 function listen(
   client: Commands,
   channel: string,
   listener: Listener,
 ): () => void {
-  const ear = client.duplicate({
-    lazyConnect: true,
-    // Subscribed by ourselves, to know from when on.
-    autoResubscribe: false,
-    retryStrategy: () => BACK_AFTER_MS,
-    reconnectOnError: null,
-    maxRetriesPerRequest: null,
-    protocol: 2,
-    commandTimeout: undefined,
-    socketTimeout: undefined,
-  });
+  let isOpen = true;
+  let ear = listenAt(anyOf(client));
   const close = () => {
+    isOpen = false;
     client.off("end", closed);
     ear.disconnect();
   };
@@ -106,29 +103,61 @@ function listen(
     close();
     listener.onClosed();
   };
+  client.on("end", closed);
+  return close;
+
+  function listenAt(node: Commands): Commands {
+    const ear = earAt(node, client.isCluster ?? false);
+    const subscribe = async () => {
+      try {
+        const id = await ear.call("CLIENT", "ID");
+        await ear.call("CLIENT", ...tracking(id));
+      } catch {
+        // Forbidden, or unknown there: then we learn of it a second later.
+      }
+      await ear.subscribe(channel);
+    };
+    ear.on("ready", () => {
+      subscribe().then(() => listener.onReady(), (reason) => {
+        // Cut off meanwhile, it will be ready again.
+        if (ear.status === "ready") listener.onFail(reason);
+      });
+    });
+    ear.on("message", (from, message) => {
+      if (from === channel) listener.onMessage(message);
+      else if (from === FLUSHED) listener.onReady();
+    });
+    ear.on("end", () => {
+      if (isOpen) again();
+    });
+    ear.connect().catch(() => {});
+    return ear;
+  }
+
+  /** That node of a Cluster is gone: another may do as well. */
+  function again(): void {
+    const node = anyOf(client);
+    if (node !== undefined) ear = listenAt(node);
+    else listener.onFail(new Error("No node of the Cluster is known"));
+  }
+}
+
+/** A connection of its own, like that of `node`, which keeps no process alive. */
+function earAt(node: Commands, isOneOfMany: boolean): Commands {
+  const ear = node.duplicate({
+    lazyConnect: true,
+    // Subscribed by ourselves, to know from when on.
+    autoResubscribe: false,
+    retryStrategy: (times: number) =>
+      isOneOfMany && times > 2 ? null : BACK_AFTER_MS,
+    reconnectOnError: null,
+    maxRetriesPerRequest: null,
+    protocol: 2,
+    commandTimeout: undefined,
+    socketTimeout: undefined,
+  });
   // Without a listener it would warn on stderr; it comes back by itself.
   ear.on("error", () => {});
   ear.on("connect", () => ear.stream?.unref?.());
-  const subscribe = async () => {
-    try {
-      const id = await ear.call("CLIENT", "ID");
-      await ear.call("CLIENT", ...tracking(id));
-    } catch {
-      // Forbidden, or unknown there: then we learn of it a second later.
-    }
-    await ear.subscribe(channel);
-  };
-  ear.on("ready", () => {
-    subscribe().then(() => listener.onReady(), (reason) => {
-      // Cut off meanwhile, it will be ready again.
-      if (ear.status === "ready") listener.onFail(reason);
-    });
-  });
-  ear.on("message", (from, message) => {
-    if (from === channel) listener.onMessage(message);
-    else if (from === FLUSHED) listener.onReady();
-  });
-  client.on("end", closed);
-  ear.connect().catch(() => {});
-  return close;
+  return ear;
 }

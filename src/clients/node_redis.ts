@@ -54,6 +54,7 @@ interface Extras {
 /** A connection that listens. */
 interface Ear {
   readonly isReady: boolean;
+  readonly isOpen: boolean;
   connect(): Promise<unknown>;
   sendCommand(words: string[]): Promise<unknown>;
   subscribe(
@@ -85,8 +86,8 @@ export function nodeRedis(client: NodeRedisClient): Port {
       client.evalSha(sha, { keys: [...keys], arguments: [...args] }),
     isClosed: () => !client.isOpen,
     isCluster: extras.masters !== undefined,
-    // Neither pools nor clusters can be duplicated like this.
-    ...extras.duplicate === undefined || extras.masters !== undefined ? {} : {
+    // Pools can't be duplicated.
+    ...extras.duplicate === undefined ? {} : {
       listen: (channel, listener) => listen(extras, channel, listener),
     },
     async *scan(pattern) {
@@ -111,51 +112,88 @@ function listen(
   channel: string,
   listener: Listener,
 ): () => void {
-  const ear = client.duplicate!({
-    RESP: 2,
-    // What version 6 has only with the new protocol.
-    clientSideCache: undefined,
-    maintNotifications: "disabled",
-    socket: {
-      ...client.options?.socket,
-      reconnectStrategy: () => BACK_AFTER_MS,
-      socketTimeout: undefined,
-    },
-  });
   let isOpen = true;
+  let ear: Ear | undefined;
   const close = () => {
     if (!isOpen) return;
     isOpen = false;
     client.off("end", closed);
-    // Version 4 has only the other one, which rejects if it is not connected.
-    if (ear.destroy !== undefined) ear.destroy();
-    else Promise.resolve(ear.disconnect()).catch(() => {});
+    if (ear?.isOpen) end(ear);
   };
   const closed = () => {
     close();
     listener.onClosed();
   };
-  // Without a listener the process would die of it; it comes back by itself.
-  ear.on("error", () => {});
-  const subscribe = async () => {
-    try {
-      const id = await ear.sendCommand(["CLIENT", "ID"]);
-      await ear.sendCommand(["CLIENT", ...tracking(id)]);
-      await ear.subscribe(FLUSHED, listener.onReady);
-    } catch {
-      // Forbidden, or unknown there: then we learn of it a second later.
-    }
-    await ear.subscribe(channel, listener.onMessage);
-  };
-  ear.on("ready", () => {
-    if (!isOpen) return;
-    ear.unref();
-    subscribe().then(() => listener.onReady(), (reason) => {
-      // Cut off meanwhile, it will be ready again.
-      if (isOpen && ear.isReady) listener.onFail(reason);
-    });
-  });
   client.on("end", closed);
-  ear.connect().catch(() => {});
+  void listenAtOne();
   return close;
+
+  async function listenAtOne(): Promise<void> {
+    try {
+      const node = await anyOf(client);
+      if (!isOpen) return;
+      const isOneOfMany = node !== client;
+      ear = node.duplicate!({
+        RESP: 2,
+        // What version 6 has only with the new protocol.
+        clientSideCache: undefined,
+        maintNotifications: "disabled",
+        socket: {
+          ...node.options?.socket,
+          // That node of a Cluster is gone: another may do as well.
+          reconnectStrategy: (times: number) =>
+            isOneOfMany && times > 2
+              ? new Error("The node is gone")
+              : BACK_AFTER_MS,
+          socketTimeout: undefined,
+        },
+      });
+      listenWith(ear);
+      await ear.connect();
+    } catch (reason) {
+      if (!isOpen) return;
+      if (client.masters === undefined) listener.onFail(reason);
+      else setTimeout(listenAtOne, BACK_AFTER_MS);
+    }
+  }
+
+  function listenWith(ear: Ear): void {
+    const subscribe = async () => {
+      try {
+        const id = await ear.sendCommand(["CLIENT", "ID"]);
+        await ear.sendCommand(["CLIENT", ...tracking(id)]);
+        await ear.subscribe(FLUSHED, listener.onReady);
+      } catch {
+        // Forbidden, or unknown there: then we learn of it a second later.
+      }
+      await ear.subscribe(channel, listener.onMessage);
+    };
+    // Without a listener the process would die of it; it comes back by itself.
+    ear.on("error", () => {
+      if (isOpen && !ear.isOpen) void listenAtOne();
+    });
+    ear.on("ready", () => {
+      if (!isOpen) return;
+      ear.unref();
+      subscribe().then(() => listener.onReady(), (reason) => {
+        // Cut off meanwhile, it will be ready again.
+        if (isOpen && ear.isReady) listener.onFail(reason);
+      });
+    });
+  }
+}
+
+/** One of a Cluster's nodes at random: what one publishes all of them hear. */
+async function anyOf(client: Extras): Promise<Extras> {
+  const { masters } = client;
+  if (masters === undefined) return client;
+  return await client.nodeClient!(
+    masters[Math.floor(Math.random() * masters.length)],
+  );
+}
+
+function end(ear: Ear): void {
+  // Version 4 has only the other one, which rejects if it is not connected.
+  if (ear.destroy !== undefined) ear.destroy();
+  else Promise.resolve(ear.disconnect()).catch(() => {});
 }

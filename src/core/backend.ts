@@ -198,10 +198,13 @@ export interface Line {
    * `undefined` while nobody listens.
    */
   readonly inbox: string | undefined;
+  /** Whether it listens, or tries to; absent where there is nothing to close. */
+  readonly isOpen?: boolean;
   /**
    * Listens from now on, so that grants can be pushed.
    *
-   * @returns Whether they will be; if not, one has to ask for them.
+   * @returns Whether they will be; if not, one has to ask for them, at least
+   * until `onGap` is called.
    */
   open(ears: Ears): Promise<boolean>;
   /** Listens no more; absent where there is nothing to close. */

@@ -77,5 +77,5 @@ export function drawOwner(label?: string, inbox?: string): string {
 
 /** The label in an owner of {@linkcode drawOwner}; `undefined` if there is none. */
 export function labelOf(owner: string): string | undefined {
-  return /^[0-9a-f]{32}@[0-9a-f]*:(.*)$/s.exec(owner)?.[1];
+  return /^[0-9a-f]{32}@[0-9a-f]*\*?:(.*)$/s.exec(owner)?.[1];
 }

@@ -75,6 +75,8 @@ class Party {
   readonly waiters: Waiter[] = [];
   /** What stands in line for it, or is about to. */
   wish: Wish | undefined;
+  /** Whether it will be called when its turn comes, or has to ask. */
+  isCalled = false;
   /** Since when the server is being asked about the wish, if it is. */
   asking: Moment | undefined;
   /** When its turn began, and by whom it is held; or has been, until lost. */
@@ -136,7 +138,10 @@ export class LocalTurn {
     if (turn !== this || waiters.length === 0 || wish !== undefined) {
       return false;
     }
-    if (this.served >= Math.min(this.most, waiters[0].localTurns)) return false;
+    const [{ localTurns, ttlMs }] = waiters;
+    // A longer lease than it wants would cost the others more if it crashed.
+    if (lease.ms > ttlMs) return false;
+    if (this.served >= Math.min(this.most, localTurns)) return false;
     const now = this.#room.now();
     return now - this.beganAt < TURN_MS &&
       now - lease.asked.now < lease.ms / 2 && !keeper.isBeingExtended;
@@ -253,6 +258,7 @@ export class Room {
     const tokens = party.isFenced ? Math.max(1, localTurns) : 0;
     const wish: Wish = { key: party.key, owner, ttlMs, tokens, ticket };
     party.wish = wish;
+    party.isCalled = this.#line.inbox !== undefined;
     party.askAt = Infinity;
     this.#usedAt = this.#clock.now();
     this.#standing.set(owner, party);
@@ -313,19 +319,21 @@ export class Room {
     // In passing: the next step is on its way.
     if (ticket === undefined) return;
     if (wish.ticket !== ticket) party.wish = { ...wish, ticket };
-    const pauseMs = this.#pauseMs(place ?? 1, retryAfterMs);
+    const pauseMs = this.#pauseMs(party, retryAfterMs);
+    // The more there is to be asked for, the less often.
+    const foreignMs = FOREIGN_MS * Math.max(1, this.#standing.size / 250);
     this.#askAt(
       party,
-      now + (answer.isForeign ? Math.min(pauseMs, FOREIGN_MS) : pauseMs),
+      now + (answer.isForeign ? Math.min(pauseMs, foreignMs) : pauseMs),
     );
   }
 
   /** How long to wait for a call before asking again. */
-  #pauseMs(place: number, freeInMs: number = Infinity): number {
-    const pauseMs = this.#isDeaf
+  #pauseMs({ isCalled, place = 1 }: Party, freeInMs = Infinity): number {
+    const pauseMs = isCalled
+      ? HEARTBEAT_MS
       // Around a mean, or all would ask at the same time for ever.
-      ? Math.min(POLL_FIRST_MS * place, POLL_LAST_MS) * (0.5 + Math.random())
-      : HEARTBEAT_MS;
+      : Math.min(POLL_FIRST_MS * place, POLL_LAST_MS) * (0.5 + Math.random());
     return Math.min(pauseMs, freeInMs + AFTER_MS);
   }
 
@@ -360,8 +368,7 @@ export class Room {
     }
     const most = party.isFenced ? wish.tokens : Infinity;
     party.turn = new LocalTurn(this, party, now, most, turn.fencingToken);
-    const isShort = leftMs < wish.ttlMs;
-    this.seat(party.turn, wish.owner, { asked, ms: leftMs, isShort });
+    this.seat(party.turn, wish.owner, { asked, ms: leftMs, isShort: false });
   }
 
   /** Gives the turn, and what is left of its lease, to the first who waits. */
@@ -378,8 +385,9 @@ export class Room {
       terms,
       turn.nextToken(),
       Math.min(lease.ms, ttlMs),
-      // Asked for by one who wanted it for less, it may have to grow.
-      lease.isShort || lease.ms < ttlMs * 0.9,
+      // Or asked for by one who wanted it for less, or more, and has left. A
+      // little may be gone.
+      lease.isShort || lease.ms < ttlMs * 0.9 || lease.ms > ttlMs,
     );
     keeper.turn = turn;
     this.#seated.set(owner, keeper);
@@ -437,12 +445,28 @@ export class Room {
             this.#hear(party, next, answer.next, asked);
           } else this.#askFor(party, next);
         }
+        if (verdict !== "done") this.#askOf(hold.key);
         if (called !== undefined) this.#onTurn(called.owner, called.turn);
       }
     }, (error) => {
       if (next !== undefined) this.#askFor(party, next);
+      this.#askOf(hold.key);
       return fail(error);
     });
+  }
+
+  /** Asks for all who wait for `key`: the answer to a release may have named
+   * one of them, and been lost. */
+  #askOf(key: string): void {
+    this.#askAll((party) => party.key === key);
+  }
+
+  #askAll(isMeant: (party: Party) => boolean): void {
+    this.#ask(
+      [...this.#standing.values()].filter((party) =>
+        party.asking === undefined && isMeant(party)
+      ),
+    );
   }
 
   /** Asks for a wish of which it is not known whether it stands in line. */
@@ -558,8 +582,8 @@ export class Room {
     }).then((canHear) => {
       // Closed meanwhile, there is nothing to be closed any more.
       if (this.#opening !== opening) return;
-      if (!canHear) this.#isDeaf = true;
-      else if (this.#line.close !== undefined) this.#closeWhenIdle(IDLE_MS);
+      if (!canHear && this.#line.inbox === undefined) this.#isDeaf = true;
+      if (this.#line.isOpen) this.#closeWhenIdle(IDLE_MS);
     });
     return this.#opening = opening;
   }
@@ -568,7 +592,13 @@ export class Room {
     this.#callOffIdle?.();
     this.#callOffIdle = this.#clock.setTimer(() => {
       const idleMs = this.#clock.now() - this.#usedAt;
-      if (this.#standing.size > 0) return this.#closeWhenIdle(IDLE_MS);
+      for (const [owner, keeper] of this.#seated) {
+        if (keeper.isOver) this.#seated.delete(owner);
+      }
+      // Who holds a key by a turn is told, too, if it is ended by force.
+      if (this.#standing.size + this.#seated.size > 0) {
+        return this.#closeWhenIdle(IDLE_MS);
+      }
       if (idleMs < IDLE_MS) return this.#closeWhenIdle(IDLE_MS - idleMs);
       this.#hangUp();
     }, inMs);
@@ -614,27 +644,30 @@ export class Room {
   }
 
   #onGap(): void {
-    this.#ask(
-      [...this.#standing.values()].filter(({ asking }) => asking === undefined),
-    );
+    // It may be the first time that we can be called.
+    if (this.#line.inbox !== undefined) this.#isDeaf = false;
+    for (const party of [...this.#standing.values()]) this.#rename(party);
+    this.#askAll(() => true);
+  }
+
+  /** Has the party stand in its place by a name by which it can be called, or
+   * by one that nobody tries to call: whichever is right by now. */
+  #rename(party: Party): void {
+    const { wish, asking, isCalled } = party;
+    if (isCalled === (this.#line.inbox !== undefined)) return;
+    if (asking !== undefined || wish?.ticket === undefined) return;
+    this.#line.leave(wish);
+    this.#draw(party, wish.ticket);
   }
 
   #onDeaf(reason: unknown): void {
     this.#isDeaf = true;
     for (const party of [...this.#standing.values()]) {
-      const { key, wish } = party;
-      tell(this.#backend, {
-        type: "push-failed",
-        key,
-        label: party.label,
-        error: reason,
-      });
-      if (party.asking !== undefined || wish?.ticket === undefined) continue;
-      // By a name that nobody will try to call.
-      this.#line.leave(wish);
-      this.#draw(party, wish.ticket);
-      this.#ask([party]);
+      const { key, label } = party;
+      tell(this.#backend, { type: "push-failed", key, label, error: reason });
+      this.#rename(party);
     }
+    this.#askAll(({ isCalled }) => !isCalled);
   }
 
   #askAt(party: Party, at: number): void {
@@ -657,9 +690,9 @@ export class Room {
     const now = this.#clock.now();
     const due: Party[] = [];
     let next = Infinity;
-    const aheadMs = this.#isDeaf ? POLL_FIRST_MS / 5 : TOGETHER_MS;
     for (const party of this.#standing.values()) {
       if (party.asking !== undefined) continue;
+      const aheadMs = party.isCalled ? TOGETHER_MS : POLL_FIRST_MS / 5;
       // A lease that is about to end is asked for when it has.
       const isDue = party.askAt <= now ||
         party.askAt <= now + aheadMs &&

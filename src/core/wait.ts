@@ -5,6 +5,7 @@ import { type Backend, type Claim, clockOf, type Refusal } from "./backend.ts";
 import type { Clock } from "./clock.ts";
 import { LockBackendError } from "./errors.ts";
 import type { Keeper, Terms } from "./keeper.ts";
+import { drawOwner } from "./keys.ts";
 import { roomOf } from "./room.ts";
 
 /** How long, and how, somebody is ready to wait. */
@@ -38,7 +39,7 @@ export function wait<T>(
   if (terms.signal?.aborted) throw terms.signal.reason;
   const { line } = backend;
   if (line === undefined) {
-    return poll(backend, claim, terms, patience).then(settle);
+    return poll(backend, claim, label, terms, patience).then(settle);
   }
   return new Promise((resolve, reject) => {
     const answer = (answer: Keeper | Refusal) => {
@@ -135,6 +136,7 @@ export class Waiter {
 async function poll(
   backend: Backend,
   claim: Claim,
+  label: string | undefined,
   terms: Terms,
   { waitMs }: Patience,
 ): Promise<Keeper | Refusal> {
@@ -143,8 +145,7 @@ async function poll(
   const patience = new AbortController();
   const stop = () => patience.abort(signal!.reason);
   signal?.addEventListener("abort", stop, { once: true });
-  // Ends an attempt that is not answered, too; after one that was, no attempt
-  // is begun that can't be.
+  // Ends an attempt that is not answered, too; if others were, by their answer.
   const late = new LockBackendError(
     claim.key,
     `Cannot wait for "${claim.key}": no answer from the server in ${waitMs} ms`,
@@ -155,10 +156,12 @@ async function poll(
   const until = clock.now() + waitMs;
   const bounded = { ...terms, signal: patience.signal };
   let pauseMs = POLL_FIRST_MS;
+  let last: Refusal | undefined;
   try {
     for (;;) {
       const answer = await acquire(backend, claim, bounded, (answer) => answer);
       if (!("granted" in answer)) return answer;
+      last = answer;
       const leftMs = until - clock.now();
       const spreadMs = pauseMs * (0.5 + Math.random());
       const nextMs = Math.min(spreadMs, (answer.retryAfterMs ?? Infinity) + 1);
@@ -168,7 +171,13 @@ async function poll(
       }
       await pause(clock, nextMs, signal);
       pauseMs = Math.min(pauseMs * 2, POLL_LAST_MS);
+      // Each try by a name of its own: what a quorum cleans up after the last
+      // one may reach a server late, and must not take the next one's vote.
+      claim = { ...claim, owner: drawOwner(label) };
     }
+  } catch (error) {
+    if (error === late && last !== undefined) return last;
+    throw error;
   } finally {
     callOff();
     signal?.removeEventListener("abort", stop);

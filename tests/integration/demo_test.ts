@@ -6,7 +6,13 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 
-import { type Event, overlaps, turnsOf } from "../../demo/check.ts";
+import {
+  type Event,
+  handOvers,
+  overlaps,
+  overtakings,
+  turnsOf,
+} from "../../demo/check.ts";
 import { type Script, spawnScript } from "../support/process.ts";
 import {
   redisMissing,
@@ -30,9 +36,16 @@ async function run(seconds: number, env: Record<string, string>) {
   return { code, output: script.stderr };
 }
 
-/** Record in short: `"+a -a +b †b"`. */
+/** Record in short: `".a +a -a +b †b"`. */
 function record(text: string): Event[] {
-  const kinds = { "+": "enter", "-": "leave", "?": "lost", "†": "dead" };
+  const kinds = {
+    ".": "come",
+    "!": "refused",
+    "+": "enter",
+    "-": "leave",
+    "?": "lost",
+    "†": "dead",
+  };
   return text.split(" ").map(([kind, who], at) => ({
     who,
     what: kinds[kind as keyof typeof kinds] as Event["what"],
@@ -60,13 +73,49 @@ test("the demo's check is content with turns one after the other", () => {
   assertEquals(turnsOf(record("+a -a +b †b")).length, 2);
 });
 
+const pushers = (text: string) =>
+  overtakings(record(text)).map(([who, whom]) => who + whom);
+
+test("the demo's check finds who went in before others who had come sooner", () => {
+  assertEquals(pushers(".a .b +b -b +a -a"), ["ba"]);
+  assertEquals(pushers(".a +a .b .c .d -a +d -d +b -b +c"), ["db", "dc"]);
+  assertEquals(pushers(".a +a .b -a .a +a -a +b"), ["ab"]);
+  assertEquals(pushers(".a .b .c †a +c -c +b"), ["cb"]);
+  assertEquals(pushers(".a .b +c -c +a -a +b"), ["ca", "cb"]);
+  assertEquals(pushers(".a +b"), ["ba"]); // a waits to this day
+});
+
+test("the demo's check is content with turns in order of arrival", () => {
+  assertEquals(pushers(".a +a .b .c -a .a +b -b +c -c +a -a"), []);
+  assertEquals(pushers(".a +a .b .c †b -a +c †c .a +a"), []);
+  assertEquals(pushers(".a +a .b .c !b -a +c -c .b +b"), []);
+  assertEquals(pushers("+a !b -a +b !a -b"), []);
+});
+
+test("the demo's hand-overs are to those who were waiting", () => {
+  const pairs = (text: string) =>
+    handOvers(turnsOf(record(text))).map(([a, b]) => a.who + b.who);
+  assertEquals(pairs(".a +a .b .c -a +b -b +c -c"), ["ab", "bc"]);
+  assertEquals(pairs(".a +a -a .b +b -b +c -c"), []); // nobody was there yet
+  assertEquals(pairs(".a +a .b .c †a +b ?b +c -c"), []); // not given by anybody
+  assertEquals(pairs(".a +a .b -a +b -b †a .c +c"), ["ab"]);
+  assertEquals(pairs(".a +a .b !b -a +b"), []);
+});
+
 /** What a run that went well has to say. */
 function assertWell({ code, output }: { code: number | null; output: string }) {
   assertEquals(code, 0, output);
   assertMatch(output, /never two at once: \d+ turns checked/);
-  assertMatch(output, /(ada|bob|cyd|dee)'s death cost [\d,]+ ms/);
-  assertMatch(output, /killed at \d+\.\d\d s/);
   assertMatch(output, /refused \d\.\d\d s/);
+  assertMatch(output, /waits: place [123]/);
+  assertMatch(output, /enters \+\d+ ms/);
+  assertMatch(output, /in order of arrival: \d+ turns checked/);
+  assertMatch(output, /typically [\d,]+ ms from one to the next/);
+  assertMatch(output, /'s death inside cost [\d,]+ ms/);
+  // Had it been given the lock, then a lease.
+  const [, cost] = /'s death in line cost ([\d,]+) ms/.exec(output) ?? [];
+  assert(Number(cost?.replace(",", "")) < 2_000, `${cost} ms: ${output}`);
+  assertEquals(output.match(/killed at \d+\.\d\d s/g)?.length, 2);
   assertStringIncludes(output, "nothing left behind");
   const [, total] = /all +(\d+) +\d+/.exec(output) ?? [];
   assertStringIncludes(output, `never two at once: ${total} turns checked`);
@@ -85,6 +134,15 @@ test(
   },
   { timeoutMs },
 );
+
+test("SIGINT ends the demo in memory, too", async () => {
+  await using script = spawnScript(main, [60], NOWHERE);
+  await until(() => Promise.resolve(script.stderr.includes("waits: place")));
+  script.kill("SIGINT");
+  const { code } = await script.exited;
+  assertEquals(code, 130, script.stderr);
+  assertStringIncludes(script.stderr, "Stopped.");
+}, { timeoutMs });
 
 test("the demo gives up on a server that cannot be reached", async () => {
   const url = `redis://:${encodeURIComponent(PASSWORD)}@127.0.0.1:1`;
@@ -116,11 +174,17 @@ async function until(isSo: () => Promise<boolean>): Promise<void> {
   while (!await isSo()) await new Promise((done) => setTimeout(done, 20));
 }
 
-/** Until somebody is inside. */
-const isBusy = (server: RedisServer) => async () => {
-  const keys = await server.command("KEYS", "lock:demo:*") as string[];
+/** Whether somebody is inside or waits. */
+async function isBusy(server: RedisServer): Promise<boolean> {
+  const keys = await server.command("KEYS", "*lock:demo:*") as string[];
   return keys.some((key) => !key.endsWith(":book"));
-};
+}
+
+/** Whether somebody waits while another is inside. */
+async function isQueued(server: RedisServer): Promise<boolean> {
+  const lines = await server.command("KEYS", "{lock:demo:*}:line");
+  return (lines as string[]).length > 0;
+}
 
 const missing = redisMissing();
 function serverTest(
@@ -165,7 +229,7 @@ for (const signal of ["SIGINT", "SIGTERM"] as const) {
       await using script: Script = spawnScript(main, [60], {
         REDIS_URL: server.url,
       });
-      await until(isBusy(server));
+      await until(() => isQueued(server));
       script.kill(signal);
       const { code } = await script.exited;
       assertEquals(code, 130, script.stderr);
@@ -179,10 +243,10 @@ for (const signal of ["SIGINT", "SIGTERM"] as const) {
 serverTest("the workers go home when the demo itself is killed", async () => {
   await using server = await startRedis();
   await using script = spawnScript(main, [60], { REDIS_URL: server.url });
-  await until(isBusy(server));
+  await until(() => isQueued(server));
   script.kill("SIGKILL");
   await until(async () => await connections(server) === 1);
-  await until(async () => !await isBusy(server)());
+  await until(async () => !await isBusy(server));
   // Nobody is left to delete the book, so it goes by itself.
   for (const key of await server.command("KEYS", "*") as string[]) {
     assert(Number(await server.command("PTTL", key)) > 0, `${key} stays`);

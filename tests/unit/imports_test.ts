@@ -26,12 +26,12 @@ const RULES: [from: RegExp, allowed: RegExp][] = [
   [/^src\/clients\//, /^src\/(core\/|clients\/port\.ts$)/],
   // The helpers first: they serve one neighbour and know none.
   [
-    /^src\/backends\/(scripts|quorum)\.ts$/,
+    /^src\/backends\/(scripts|slots|quorum)\.ts$/,
     /^src\/(core\/|clients\/port\.ts$)/,
   ],
   [
     /^src\/backends\/redis\.ts$/,
-    /^src\/(core\/|clients\/port\.ts$|backends\/scripts\.ts$)/,
+    /^src\/(core\/|clients\/port\.ts$|backends\/(scripts|slots)\.ts$)/,
   ],
   [
     /^src\/backends\/redlock\.ts$/,

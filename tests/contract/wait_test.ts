@@ -1,0 +1,121 @@
+/** Waiting, in memory and through every client, with a real server behind. */
+import { assertEquals } from "@std/assert";
+
+import { type IoredisClient, type LockEvent, redis } from "@dreamer/utils/lock";
+import { memory } from "@dreamer/utils/lock/memory";
+import { clients } from "../support/clients.ts";
+import { FakeClock, settle } from "../support/fake_clock.ts";
+import { type RedisServer, startRedis } from "../support/redis_server.ts";
+import { after, before, timersLeft } from "../support/test.ts";
+import { until } from "../support/until.ts";
+import { waitContract, type Way } from "./wait_contract.ts";
+
+let server: RedisServer;
+before(async () => void (server = await startRedis()));
+after(async () => {
+  await server.stop();
+  await until("nobody listens any more", () => timersLeft() === 0);
+});
+
+const pass = (ms: number) => new Promise<void>((go) => setTimeout(go, ms));
+function stall(ms: number): void {
+  for (const until = performance.now() + ms; performance.now() < until;);
+}
+const noKeys = () => Promise.resolve(0);
+
+/** One place for all: who is who is told by the label. */
+function inMemory(clock?: FakeClock) {
+  const events: LockEvent[] = [];
+  const on = memory({
+    ...clock && { clock },
+    onEvent(event) {
+      if (event.label === "patient" || event.type === "refused") {
+        events.push(event);
+      }
+    },
+  });
+  return {
+    here: { on, options: { label: "here" } },
+    there: { on, options: { label: "there" } },
+    observed: { on, events },
+    keysLeft: noKeys,
+  };
+}
+
+waitContract("memory", "called", () =>
+  Promise.resolve({
+    ...inMemory(),
+    pass,
+    stall,
+    served: (waiting) => waiting,
+    inLine: () => settle(),
+    [Symbol.asyncDispose]: () => Promise.resolve(),
+  }));
+
+waitContract("memory, fake clock", "called", () => {
+  const clock = new FakeClock();
+  return Promise.resolve({
+    ...inMemory(clock),
+    pass: (ms) => clock.advance(ms),
+    stall: (ms) => clock.stall(ms),
+    async served(waiting) {
+      let isDone = false;
+      const done = () => isDone = true;
+      waiting.then(done, done);
+      await settle();
+      for (let ms = 0; !isDone; ms++) {
+        if (ms > 20_000) throw new Error("Not served in 20 s by that clock");
+        await clock.advance(1);
+      }
+      return await waiting;
+    },
+    inLine: () => settle(),
+    async [Symbol.asyncDispose]() {
+      // Who waited listens on for a second after the last of it.
+      await clock.advance(3_000);
+      assertEquals(clock.pending, 0, "timers left behind");
+    },
+  });
+});
+
+const WAYS: Record<string, Way> = {
+  "redis pool": "asking",
+  minimal: "no line",
+};
+
+for (const { name, open } of clients) {
+  const way = WAYS[name] ?? "called";
+  waitContract(name, way, async () => {
+    const [here, there] = await Promise.all([
+      open(server.url),
+      open(server.url),
+    ]);
+    const events: LockEvent[] = [];
+    const on = redis(here.client as IoredisClient, {
+      onEvent: (event) => events.push(event),
+    });
+    return {
+      here: { on: here.client },
+      there: { on: there.client },
+      observed: { on, events },
+      pass,
+      stall,
+      served: (waiting) => waiting,
+      inLine: (key, count) =>
+        way === "no line" ? pass(15) : until(
+          `${count} in line`,
+          async () => await server.command("ZCARD", `{${key}}:line`) === count,
+        ),
+      async keysLeft(key) {
+        const fenceMs = Number(await server.command("PTTL", `{${key}}:fence`));
+        const left = Number(
+          await server.command("EXISTS", key, `{${key}}:line`, `{${key}}:seen`),
+        );
+        return fenceMs === -1 ? left + 1 : left;
+      },
+      async [Symbol.asyncDispose]() {
+        await Promise.all([here.close(), there.close()]);
+      },
+    };
+  });
+}

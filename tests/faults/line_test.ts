@@ -1,0 +1,633 @@
+/**
+ * The waiting line while those in it, the messages and the server come to grief.
+ * Each story ends in the same way: the next one has the lock, nobody else
+ * thought so at the same time, and nothing is left on the server.
+ *
+ * How long it took from when the lock was free is printed where LINE_DELAYS is
+ * set: it is promised to be at most 250 ms, which no test can assert on a
+ * machine that is busy with others.
+ */
+import { assert, assertEquals, assertFalse } from "@std/assert";
+import process from "node:process";
+
+import {
+  acquireLock,
+  type DistributedLock,
+  forceRelease,
+  type IoredisClient,
+  type LockEvent,
+  type LockOptions,
+  type LockTarget,
+  redis,
+} from "@dreamer/utils/lock";
+import { type ClientKind, clients } from "../support/clients.ts";
+import { type Script, spawnScript } from "../support/process.ts";
+import { type Proxy, startProxy } from "../support/proxy.ts";
+import { type RedisServer, startRedis } from "../support/redis_server.ts";
+import { after, before, test, timersLeft } from "../support/test.ts";
+import { until } from "../support/until.ts";
+
+const WAITER = new URL("./waiter.ts", import.meta.url);
+/** A bound that is exceeded only where the short lease has to heal it (2 s). */
+const LIMIT_MS = 1_900;
+const PATIENT: LockOptions = { ttl: 30, waitMs: 20_000, localTurns: 0 };
+
+const kinds = clients.filter(({ name }) =>
+  name === "ioredis" || name === "redis"
+);
+
+let server: RedisServer;
+before(async () => void (server = await startRedis()));
+after(async () => {
+  await server.stop();
+  await until("nobody listens any more", () => timersLeft() === 0);
+});
+
+/** How a client makes the connection by which it listens. */
+interface Duplicable {
+  duplicate(overrides: object): unknown;
+}
+
+interface Scene {
+  readonly kind: ClientKind;
+  readonly key: string;
+  /** Opens a client that is closed when the story ends. */
+  open(url?: string): Promise<LockTarget>;
+  /** Starts a process that is ended with the story. */
+  spawn(url?: string): Promise<Script>;
+  wire(port?: number): Promise<Proxy>;
+  /** A client that listens on the wire at that port. */
+  openEar(port: number): Promise<LockTarget>;
+  /** Its own, where the story is about more than one key of it. */
+  serve(): Promise<RedisServer>;
+}
+
+/** Tells one story with each kind of client, side by side. */
+function story(
+  sentence: string,
+  fn: (scene: Scene) => Promise<void>,
+): void {
+  const tell = async (kind: ClientKind) => {
+    const ends: (() => Promise<unknown>)[] = [];
+    const key = `line:${kind.name}:${sentence}`;
+    const scene: Scene = {
+      kind,
+      key,
+      async open(url = server.url) {
+        const it = await kind.open(url);
+        ends.unshift(it.close);
+        return it.client;
+      },
+      async spawn(url = server.url) {
+        const script = spawnScript(WAITER, [kind.name, url]);
+        ends.unshift(async () => await script[Symbol.asyncDispose]());
+        await script.next("ready");
+        return script;
+      },
+      async wire(port = server.port) {
+        const wire = await startProxy(port);
+        ends.push(() => wire.stop());
+        return wire;
+      },
+      async openEar(port) {
+        const client = await scene.open() as LockTarget & Duplicable;
+        const { duplicate } = client;
+        client.duplicate = (overrides: object) =>
+          // The one wants a port, the other an address.
+          duplicate.call(client, {
+            ...overrides,
+            port,
+            url: `redis://127.0.0.1:${port}`,
+          });
+        return client;
+      },
+      async serve() {
+        const own = await startRedis();
+        ends.push(() => own.stop());
+        return own;
+      },
+    };
+    try {
+      await fn(scene);
+    } catch (error) {
+      throw new Error(`With ${kind.name}: ${error}`, { cause: error });
+    } finally {
+      for (const end of ends) await end();
+    }
+  };
+  test(sentence, async () => {
+    const ended = await Promise.allSettled(kinds.map(tell));
+    for (const end of ended) if (end.status === "rejected") throw end.reason;
+  }, {
+    timeoutMs: 30_000,
+    allowTimers: "who waited listens on for a second",
+  });
+}
+
+/** Resolves once so many stand in line for `key`. */
+function inLine(key: string, count: number, at = server): Promise<void> {
+  return until(
+    `${count} in line`,
+    async () => await at.command("ZCARD", `{${key}}:line`) === count,
+  );
+}
+
+/** Waits for `key` in this process. */
+function wait(on: LockTarget, key: string, options: LockOptions = {}) {
+  const waiting = acquireLock(on, key, {
+    ...PATIENT,
+    ...options,
+    throwOnFail: true,
+  });
+  // Looked at later, or not at all where the story fails before.
+  waiting.catch(() => {});
+  return waiting;
+}
+
+/** Has another process wait for `key`. */
+function haveWait(script: Script, key: string, options: LockOptions = {}) {
+  script.send({
+    do: "acquire",
+    id: "it",
+    key,
+    options: { ...PATIENT, ...options },
+  });
+}
+
+/** What comes of waiting, and how long after `freeAt()` it came. */
+async function soon(
+  what: string,
+  waiting: Promise<DistributedLock>,
+  freeAt: number,
+  { kind }: Scene,
+): Promise<DistributedLock> {
+  let limit: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<never>((_, reject) => {
+    const leftMs = freeAt + LIMIT_MS - Date.now();
+    limit = setTimeout(
+      () => reject(new Error(`Not served ${LIMIT_MS} ms after it was free`)),
+      leftMs,
+    );
+  });
+  try {
+    const lock = await Promise.race([waiting, late]);
+    note(what, kind, Date.now() - freeAt);
+    lock.assertHeld();
+    return lock;
+  } finally {
+    clearTimeout(limit);
+  }
+}
+
+function note(what: string, { name }: ClientKind, tookMs: number): void {
+  if (!process.env.LINE_DELAYS) return;
+  process.stderr.write(`DELAY ${what} (${name}): ${Math.round(tookMs)} ms\n`);
+}
+
+/** Nothing but a fence is left of `key`. */
+async function nothingLeft(key: string, at = server): Promise<void> {
+  await until(
+    `nothing is left of ${key}`,
+    async () => await at.command("EXISTS", key, `{${key}}:line`) === 0,
+    LIMIT_MS,
+  );
+}
+
+/** When the server will have forgotten `key`, by the clock on the wall. */
+async function expiryOf(key: string): Promise<number> {
+  return Date.now() + Number(await server.command("PTTL", key));
+}
+
+/** When the server first has it that nobody, or another, holds `key`. */
+async function changed(key: string, owner: unknown, at = server) {
+  await until(
+    "it changes hands",
+    async () => await at.command("GET", key) !== owner,
+  );
+  return Date.now();
+}
+
+story("the first in line is killed", async (scene) => {
+  const { key } = scene;
+  const [on, script] = await Promise.all([scene.open(), scene.spawn()]);
+  const holder = await acquireLock(on, key, { fencing: true });
+  haveWait(script, key, { fencing: true });
+  await inLine(key, 1);
+  const next = wait(on, key, { fencing: true });
+  await inLine(key, 2);
+  script.kill();
+  await script.exited;
+  await holder.release();
+  const lock = await soon("first in line killed", next, Date.now(), scene);
+  assert(lock.fencingToken! > holder.fencingToken!);
+  assert(await lock.release());
+  await nothingLeft(key);
+});
+
+story("the first in line is stopped, and goes on later", async (scene) => {
+  const { key } = scene;
+  const [on, script] = await Promise.all([scene.open(), scene.spawn()]);
+  const holder = await acquireLock(on, key);
+  haveWait(script, key);
+  await inLine(key, 1);
+  const next = wait(on, key);
+  await inLine(key, 2);
+  script.kill("SIGSTOP");
+  await holder.release();
+  // The key is given to the one who was stopped, for no longer than this.
+  const freeAt = await expiryOf(key);
+  const what = "first in line stopped, after its short lease";
+  const lock = await soon(what, next, freeAt, scene);
+  script.kill("SIGCONT");
+  // It stands in line again, and never took the key for its own.
+  await inLine(key, 1);
+  lock.assertHeld();
+  const releasedAt = Date.now();
+  assert(await lock.release());
+  const { at } = await script.next("held");
+  assert(Number(at) >= releasedAt, "two holders");
+  script.send({ do: "release", id: "it" });
+  assertEquals((await script.next("released")).freed, true);
+  await nothingLeft(key);
+});
+
+story("the holder is killed", async (scene) => {
+  const { key } = scene;
+  const [on, script] = await Promise.all([scene.open(), scene.spawn()]);
+  haveWait(script, key, { ttl: 0.6, autoExtend: true });
+  await script.next("held");
+  const next = wait(on, key);
+  await inLine(key, 1);
+  script.kill();
+  await script.exited;
+  const freeAt = await expiryOf(key);
+  const lock = await soon("holder killed", next, freeAt, scene);
+  assert(await lock.release());
+  await nothingLeft(key);
+});
+
+story("the holder is stopped, and goes on later", async (scene) => {
+  const { key } = scene;
+  const [on, script] = await Promise.all([scene.open(), scene.spawn()]);
+  const first = await acquireLock(on, key);
+  haveWait(script, key, { ttl: 0.6, autoExtend: true });
+  await inLine(key, 1);
+  await first.release();
+  // By a turn, and renewed since.
+  await script.next("held");
+  const owner = await server.command("GET", key);
+  const next = wait(on, key);
+  await inLine(key, 1);
+  script.kill("SIGSTOP");
+  const freeAt = await expiryOf(key);
+  const lock = await soon("holder stopped", next, freeAt, scene);
+  const acquiredAt = Date.now();
+  script.kill("SIGCONT");
+  const { lastHeld } = await script.next("lost");
+  assert(Number(lastHeld) <= acquiredAt, "two holders");
+  lock.assertHeld();
+  assert(await server.command("GET", key) !== owner);
+  assert(await lock.release());
+  await nothingLeft(key);
+});
+
+story(
+  "the connection that listens is killed while nothing happens",
+  async (scene) => {
+    const { key } = scene;
+    const own = await scene.serve();
+    const [on, there] = await Promise.all([
+      scene.open(own.url),
+      scene.open(own.url),
+    ]);
+    const holder = await acquireLock(on, key);
+    const next = wait(there, key);
+    await inLine(key, 1, own);
+    assertEquals(await own.command("CLIENT", "KILL", "TYPE", "pubsub"), 1);
+    await until(
+      "it listens again",
+      async () =>
+        String(await own.command("CLIENT", "LIST", "TYPE", "pubsub")).includes(
+          "id=",
+        ),
+    );
+    await holder.release();
+    const lock = await soon("listener killed before", next, Date.now(), scene);
+    assert(await lock.release());
+    await nothingLeft(key, own);
+  },
+);
+
+story(
+  "the connection that listens is killed right before the release",
+  async (scene) => {
+    const { key } = scene;
+    const own = await scene.serve();
+    const [on, there] = await Promise.all([
+      scene.open(own.url),
+      scene.open(own.url),
+    ]);
+    for (let round = 0; round < 5; round++) {
+      const holder = await acquireLock(on, key);
+      const next = [wait(there, key), wait(there, key, { localTurns: 16 })];
+      await inLine(key, 2, own);
+      const killed = own.command("CLIENT", "KILL", "TYPE", "pubsub");
+      await Promise.all([killed, holder.release()]);
+      const freeAt = Date.now();
+      const lock = await soon(
+        "listener killed at release",
+        Promise.race(next),
+        freeAt,
+        scene,
+      );
+      assert(await lock.release());
+      const all = await Promise.all(next);
+      assertEquals(all.filter((each) => each !== lock).length, 1);
+      await Promise.all(all.map((each) => each.release()));
+      await nothingLeft(key, own);
+    }
+  },
+);
+
+story("a call is lost on a connection that stays up", async (scene) => {
+  const { key } = scene;
+  const wire = await scene.wire();
+  const [on, there] = await Promise.all([
+    scene.open(),
+    scene.openEar(wire.port),
+  ]);
+  const holder = await acquireLock(on, key);
+  const next = wait(there, key);
+  await inLine(key, 1);
+  assertEquals(wire.connections, 1);
+  // Nothing passes, and nothing breaks: the server thinks that it was heard.
+  wire.hold(true);
+  await holder.release();
+  const what = "call lost on a connection that stays up";
+  const lock = await soon(what, next, Date.now(), scene);
+  assert(await lock.release());
+  await nothingLeft(key);
+});
+
+story(
+  "the answer to a release that calls one of the same process is lost",
+  async (scene) => {
+    const { key } = scene;
+    const wire = await scene.wire();
+    const on = await scene.open(wire.url);
+    const first = await acquireLock(on, key);
+    const second = wait(on, key);
+    await inLine(key, 1);
+    await first.release();
+    const holder = await second;
+    const next = wait(on, key);
+    await inLine(key, 1);
+    const dropped = wire.dropRepliesAfter((words) =>
+      /^eval/i.test(words[0]) && words.includes(holder.owner)
+    );
+    const owner = await server.command("GET", key);
+    const released = holder.release().catch(() => "unknown");
+    await dropped;
+    const freeAt = await changed(key, owner);
+    const lock = await soon("answer to release lost", next, freeAt, scene);
+    await released;
+    assertFalse(holder.isAcquired());
+    assert(await lock.release());
+    await nothingLeft(key);
+  },
+);
+
+story("the server forgets its scripts", async (scene) => {
+  const { key } = scene;
+  const own = await scene.serve();
+  const [on, there] = await Promise.all([
+    scene.open(own.url),
+    scene.open(own.url),
+  ]);
+  const holder = await acquireLock(on, key);
+  const all = [wait(there, key), wait(on, key), wait(there, key)];
+  await inLine(key, 3, own);
+  await own.command("SCRIPT", "FLUSH");
+  await holder.release();
+  for (let freeAt = Date.now(); all.length > 0; freeAt = Date.now()) {
+    const next = await soon("SCRIPT FLUSH", Promise.race(all), freeAt, scene);
+    for (const [i, each] of all.entries()) {
+      if (await Promise.race([each, null]) === next) all.splice(i, 1);
+    }
+    await own.command("SCRIPT", "FLUSH");
+    assert(await next.release());
+  }
+  await nothingLeft(key, own);
+});
+
+story("the server forgets everything", async (scene) => {
+  const { key } = scene;
+  const own = await scene.serve();
+  const [on, there] = await Promise.all([
+    scene.open(own.url),
+    scene.open(own.url),
+  ]);
+  const holder = await acquireLock(on, key, { ttl: 30 });
+  const { signal } = holder;
+  const order: string[] = [];
+  const first = wait(there, key);
+  await inLine(key, 1, own);
+  const second = wait(on, key);
+  await inLine(key, 2, own);
+  first.then(() => order.push("first"));
+  second.then(() => order.push("second"));
+  await own.command("FLUSHALL");
+  const freeAt = Date.now();
+  const lock = await soon(
+    "FLUSHALL",
+    Promise.race([first, second]),
+    freeAt,
+    scene,
+  );
+  // Gone from under its holder, who hears of it when it asks.
+  await holder.extend().catch(() => {});
+  assert(signal.aborted);
+  assert(await lock.release());
+  const other = await Promise.all([first, second]);
+  for (const each of other) await each.release();
+  assertEquals(order.length, 2);
+  await nothingLeft(key, own);
+});
+
+story(
+  "the server comes back empty, with a line before the key",
+  async (scene) => {
+    const { key } = scene;
+    const own = await scene.serve();
+    const [on, there] = await Promise.all([
+      scene.open(own.url),
+      scene.open(own.url),
+    ]);
+    const holder = await acquireLock(on, key, { ttl: 30 });
+    const all: Promise<DistributedLock>[] = [];
+    for (let i = 0; i < 4; i++) {
+      all.push(wait(i % 2 ? on : there, key));
+      await inLine(key, i + 1, own);
+    }
+    await own.kill();
+    await own.restart();
+    const freeAt = Date.now();
+    const lock = await soon("restart", Promise.race(all), freeAt, scene);
+    await holder.extend().catch(() => {});
+    assertFalse(holder.isAcquired());
+    assert(await lock.release());
+    const inside = new Set<DistributedLock>();
+    await Promise.all(all.map(async (waiting) => {
+      const each = await waiting;
+      if (each === lock) return;
+      assertEquals(inside.size, 0, "two holders");
+      inside.add(each);
+      await new Promise((go) => setTimeout(go, 5));
+      each.assertHeld();
+      inside.delete(each);
+      assert(await each.release(), "freed by somebody else");
+    }));
+    await nothingLeft(key, own);
+  },
+);
+
+story("SUBSCRIBE is forbidden", async (scene) => {
+  const { key, kind } = scene;
+  const own = await scene.serve();
+  const rights = ["on", ">word", "~*", "+@all", "resetchannels"];
+  await own.command("ACL", "SETUSER", "deaf", ...rights);
+  const url = own.url.replace("//", "//deaf:word@");
+  const client = await scene.open(url);
+  const events: LockEvent[] = [];
+  const on = redis(client as IoredisClient, {
+    onEvent: (event) => events.push(event),
+  });
+  const holder = await acquireLock(client, key);
+  const order: number[] = [];
+  const all: Promise<unknown>[] = [];
+  let freeAt = 0;
+  for (let i = 0; i < 3; i++) {
+    all.push(
+      wait(on, key).then(async (lock) => {
+        note("SUBSCRIBE forbidden", kind, Date.now() - freeAt);
+        order.push(i);
+        assert(await lock.release());
+        freeAt = Date.now();
+      }),
+    );
+    await inLine(key, i + 1, own);
+  }
+  const failed = events.filter(({ type }) => type === "push-failed");
+  assert(failed.length > 0, "nobody was told");
+  assertEquals(failed[0].key, key);
+  assert(failed[0].type === "push-failed");
+  assert(failed[0].error instanceof Error);
+  await holder.release();
+  freeAt = Date.now();
+  await Promise.all(all);
+  assertEquals(order, [0, 1, 2]);
+  await nothingLeft(key, own);
+});
+
+story("one who may not PUBLISH releases to one who listens", async (scene) => {
+  const { key } = scene;
+  const own = await scene.serve();
+  const rights = ["on", ">word", "~*", "+@all", "resetchannels"];
+  await own.command("ACL", "SETUSER", "deaf", ...rights);
+  const url = own.url.replace("//", "//deaf:word@");
+  const [deaf, on] = await Promise.all([scene.open(url), scene.open(own.url)]);
+  const holder = await acquireLock(deaf, key);
+  const next = wait(on, key);
+  await inLine(key, 1, own);
+  const freed = await holder.release().catch((error) => error);
+  const what = "released by one who may not PUBLISH";
+  const lock = await soon(what, next, Date.now(), scene);
+  assert(await lock.release());
+  await nothingLeft(key, own);
+  assertEquals(freed, true);
+});
+
+for (const how of ["refused", "without an answer"]) {
+  story(`a connection to listen by is ${how}`, async (scene) => {
+    const { key } = scene;
+    const wire = await scene.wire();
+    const [on, there] = await Promise.all([
+      scene.open(),
+      scene.openEar(wire.port),
+    ]);
+    const holder = await acquireLock(on, key);
+    if (how === "refused") wire.refuse(true);
+    else wire.hold(true);
+    const next = wait(there, key);
+    await new Promise((go) => setTimeout(go, 200));
+    await holder.release();
+    const what = `connection to listen ${how}`;
+    const lock = await soon(what, next, Date.now(), scene);
+    assert(await lock.release());
+    await nothingLeft(key);
+  });
+}
+
+story("the server takes no more clients", async (scene) => {
+  const { key } = scene;
+  const own = await scene.serve();
+  const [on, there] = await Promise.all([
+    scene.open(own.url),
+    scene.open(own.url),
+  ]);
+  const info = String(await own.command("INFO", "clients"));
+  const holder = await acquireLock(on, key);
+  const count = Number(/connected_clients:(\d+)/.exec(info)![1]);
+  await own.command("CONFIG", "SET", "maxclients", count);
+  const next = wait(there, key);
+  await new Promise((go) => setTimeout(go, 200));
+  await holder.release();
+  const lock = await soon("server full", next, Date.now(), scene);
+  assert(await lock.release());
+  await nothingLeft(key, own);
+});
+
+story("two clients of one process stand in the same line", async (scene) => {
+  const { key } = scene;
+  const [on, there] = await Promise.all([scene.open(), scene.open()]);
+  const holder = await acquireLock(on, key);
+  let inside = 0;
+  let freeAt = 0;
+  const all = Array.from({ length: 20 }, async (_, i) => {
+    const lock = await wait(i % 2 ? on : there, key, {
+      localTurns: i % 3 ? 16 : 0,
+    });
+    assertEquals(++inside, 1, "two holders");
+    if (i === 0) note("release, two clients", scene.kind, Date.now() - freeAt);
+    await new Promise((go) => setTimeout(go, 1));
+    lock.assertHeld();
+    inside--;
+    assert(await lock.release());
+  });
+  // Seven by themselves, and the others of each client as one.
+  await inLine(key, 9);
+  freeAt = Date.now();
+  await holder.release();
+  await Promise.all(all);
+  await nothingLeft(key);
+});
+
+story("the lock is freed by force with a line before it", async (scene) => {
+  const { key } = scene;
+  const [on, script] = await Promise.all([scene.open(), scene.spawn()]);
+  const first = await acquireLock(on, key);
+  haveWait(script, key);
+  await inLine(key, 1);
+  await first.release();
+  await script.next("held");
+  const next = wait(on, key);
+  await inLine(key, 1);
+  assertEquals(await forceRelease(on, key), true);
+  const lock = await soon("forceRelease", next, Date.now(), scene);
+  const acquiredAt = Date.now();
+  const { lastHeld } = await script.next("lost");
+  // Told by a message, it may be a few milliseconds late: force is force.
+  note("holder told of force", scene.kind, Number(lastHeld) - acquiredAt);
+  assert(await lock.release());
+  await nothingLeft(key);
+});

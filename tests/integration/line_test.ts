@@ -1,0 +1,405 @@
+/**
+ * What a line of many costs the server and the process, in which order it is
+ * served, and what is left when it is gone.
+ */
+import {
+  assert,
+  assertEquals,
+  assertFalse,
+  assertInstanceOf,
+  assertRejects,
+} from "@std/assert";
+
+import {
+  acquireLock,
+  DistributedLock,
+  inspectLock,
+  type IoredisClient,
+  LockBackendError,
+  LockLostError,
+  type LockOptions,
+  type LockTarget,
+  redis,
+  withLock,
+} from "@dreamer/utils/lock";
+import { type ClientKind, clients } from "../support/clients.ts";
+import { FakeClock } from "../support/fake_clock.ts";
+import { spawnScript } from "../support/process.ts";
+import { type RedisServer, startRedis } from "../support/redis_server.ts";
+import { after, before, test, timersLeft } from "../support/test.ts";
+import { until } from "../support/until.ts";
+
+const WAITER = new URL("../faults/waiter.ts", import.meta.url);
+const PATIENT: LockOptions = { ttl: 30, waitMs: 20_000 };
+const LISTENS_ON = "who waited listens on for a second";
+
+const kinds = clients.filter(({ name }) =>
+  name === "ioredis" || name === "redis"
+);
+
+let server: RedisServer;
+before(async () => void (server = await startRedis()));
+after(async () => {
+  await server.stop();
+  await until("nobody listens any more", () => timersLeft() === 0);
+});
+
+/** One test for each kind of client, side by side, on a server of its own. */
+function costs(
+  sentence: string,
+  fn: (on: LockTarget, own: RedisServer, kind: ClientKind) => Promise<void>,
+): void {
+  test(sentence, async () => {
+    const ended = await Promise.allSettled(kinds.map(async (kind) => {
+      await using own = await startRedis();
+      await using it = await kind.open(own.url);
+      try {
+        await fn(it.client, own, kind);
+        await until(
+          "only fences are left",
+          async () =>
+            (await own.command("KEYS", "*") as string[])
+              .every((key) => key.endsWith(":fence")),
+        );
+      } catch (cause) {
+        throw new Error(`With ${kind.name}: ${cause}`, { cause });
+      }
+    }));
+    for (const end of ended) if (end.status === "rejected") throw end.reason;
+  }, { allowTimers: LISTENS_ON, timeoutMs: 30_000 });
+}
+
+function wait(on: LockTarget, key: string, options: LockOptions = {}) {
+  const waiting = acquireLock(on, key, {
+    ...PATIENT,
+    ...options,
+    throwOnFail: true,
+  });
+  // Looked at later, or not at all where the test fails before.
+  waiting.catch(() => {});
+  return waiting;
+}
+
+const inLine = (key: string, count: number, at: RedisServer) =>
+  until(
+    `${count} in line`,
+    async () => await at.command("ZCARD", `{${key}}:line`) === count,
+  );
+
+/** How many connections listen there. */
+async function listening(at: RedisServer): Promise<number> {
+  const list = await at.command("CLIENT", "LIST", "TYPE", "pubsub");
+  return String(list).split("\n").filter((line) => line !== "").length;
+}
+
+/** How many commands clients have sent: not those that scripts call. */
+async function commands(at: RedisServer): Promise<number> {
+  const stats = String(await at.command("INFO", "commandstats"));
+  let count = 0;
+  for (const [, name, calls] of stats.matchAll(/cmdstat_(\S+):calls=(\d+)/g)) {
+    // What a script calls is counted too; all that we send is one of these.
+    if (/^(eval|evalsha|set|subscribe|unsubscribe|ping)$/.test(name)) {
+      // SET with NX is ours, that without a script's: none here is without.
+      if (name !== "set") count += Number(calls);
+    }
+  }
+  return count;
+}
+
+costs(
+  "a newcomer who does not wait never slips in between",
+  async (on, own, kind) => {
+    const key = "busy";
+    await using other = await kind.open(own.url);
+    await using newcomer = await kind.open(own.url);
+    const first = await acquireLock(on, key, { ttl: 30 });
+    // Everybody is in line before the first of them is served, and stands there
+    // again before the last is.
+    let isOver = false;
+    let rounds = 0;
+    const all = [on, other.client, on, other.client].map((side, i) =>
+      Array.from({ length: 4 }, async () => {
+        for (
+          let lock = await wait(side, key, { localTurns: i < 2 ? 0 : 4 });;
+        ) {
+          rounds++;
+          if (isOver) return void await lock.release();
+          const next = wait(side, key, { localTurns: i < 2 ? 0 : 4 });
+          await lock.release();
+          lock = await next;
+        }
+      })
+    ).flat();
+    await inLine(key, 10, own);
+    let tried = 0;
+    let slipped = 0;
+    const trying = Promise.all(Array.from({ length: 4 }, async () => {
+      while (tried < 4_000) {
+        tried++;
+        const lock = await acquireLock(newcomer.client, key, {
+          throwOnFail: false,
+        });
+        if (lock === null) continue;
+        slipped++;
+        await lock.release();
+      }
+      isOver = true;
+    }));
+    await first.release();
+    await trying;
+    await Promise.all(all);
+    assertEquals(slipped, 0);
+    assert(rounds > 100, `only ${rounds} changes of hands`);
+  },
+);
+
+costs(
+  "ten thousand waits need one connection to listen, and one channel",
+  async (on, own) => {
+    const keys = Array.from({ length: 10_000 }, (_, i) => `many:${i}`);
+    const held = Promise.all(
+      keys.map((key) => own.command("SET", key, "other", "PX", 60_000)),
+    );
+    await held;
+    const all = keys.map((key) => wait(on, key));
+    await until(
+      "all are in line",
+      async () => await own.command("DBSIZE") === 20_000,
+      20_000,
+    );
+    assertEquals(await listening(own), 1);
+    // The server's own word on FLUSHALL comes by another.
+    const channels = await own.command(
+      "PUBSUB",
+      "CHANNELS",
+      "lock:*",
+    ) as string[];
+    assertEquals(channels.length, 1, `${channels}`);
+    // All at once, each to the next in line.
+    const freed = `for _, key in ipairs(redis.call("KEYS", "many:*")) do
+    redis.call("DEL", key)
+  end`;
+    await own.command("EVAL", freed, 0);
+    const locks = await Promise.all(all);
+    assertEquals(await listening(own), 1);
+    const results = await Promise.all(locks.map((lock) => lock.release()));
+    assert(results.every((freed) => freed));
+    await until("it listens no more", async () => await listening(own) === 0);
+  },
+);
+
+costs(
+  "who listens goes when nobody waits, and with the client",
+  async (_, own, kind) => {
+    await using holding = await kind.open(own.url);
+    const waiting = await kind.open(own.url);
+    const holder = await acquireLock(holding.client, "idle");
+    const next = wait(waiting.client, "idle");
+    await inLine("idle", 1, own);
+    assertEquals(await listening(own), 1);
+    await holder.release();
+    await (await next).release();
+    await until("it listens no more", async () => await listening(own) === 0);
+    const again = await acquireLock(holding.client, "idle");
+    const last = wait(waiting.client, "idle").catch((error) => error);
+    await inLine("idle", 1, own);
+    assertEquals(await listening(own), 1);
+    await waiting.close();
+    await until("it went with it", async () => await listening(own) === 0);
+    assertInstanceOf(await last, LockBackendError);
+    await again.release();
+  },
+);
+
+costs(
+  "a process whose client is closed ends, whoever waits in it",
+  async (on, own, kind) => {
+    await using script = spawnScript(WAITER, [kind.name, own.url]);
+    const holder = await acquireLock(on, "closing");
+    for (const localTurns of [0, 16]) {
+      const options = { ...PATIENT, waitMs: 600_000, localTurns };
+      script.send({
+        do: "acquire",
+        id: `${localTurns}`,
+        key: "closing",
+        options,
+      });
+    }
+    await inLine("closing", 2, own);
+    script.send({ do: "close" });
+    await script.next("closed");
+    assertEquals(await script.exited, { code: 0, signal: null });
+    assertEquals(script.stderr, "", "nothing is printed");
+    await holder.release();
+  },
+);
+
+for (const how of ["without waiting", "by a turn"]) {
+  costs(
+    `a hundred who wait for one who came in ${how} cost less than a command per second`,
+    async (on, own, kind) => {
+      await using other = await kind.open(own.url);
+      let holder = await acquireLock(other.client, "held", { ttl: 60 });
+      if (how === "by a turn") {
+        const next = wait(other.client, "held", { ttl: 60 });
+        await inLine("held", 1, own);
+        await holder.release();
+        holder = await next;
+        // It makes a full lease of the short one, and asks for no more.
+        await holder.extend();
+      }
+      const all = Array.from(
+        { length: 100 },
+        (_, i) =>
+          wait(on, "held", { localTurns: i % 2 ? 16 : 0 })
+            .then((lock) => lock.release()),
+      );
+      // Half of them share a place.
+      await inLine("held", 51, own);
+      // What comes in the first heartbeat is the end of standing in line.
+      await new Promise((go) => setTimeout(go, 1_300));
+      const before = await commands(own);
+      await new Promise((go) => setTimeout(go, 4_000));
+      const sent = await commands(own) - before;
+      assert(sent >= 1, "nobody asks any more");
+      assert(sent <= 4, `${sent} commands in 4 s`);
+      await holder.release();
+      await Promise.all(all);
+    },
+  );
+}
+
+costs(
+  "an acquisition costs the same, however many wait",
+  async (on, own, kind) => {
+    await using other = await kind.open(own.url);
+    // The first who wait have more to say: who they are, and what a script is.
+    for (const count of [5, 1, 200]) {
+      const key = `cost:${count}`;
+      const holder = await acquireLock(other.client, key, { ttl: 60 });
+      const before = await commands(own);
+      const all = Array.from(
+        { length: count },
+        () => wait(on, key, { localTurns: 0 }).then((lock) => lock.release()),
+      );
+      await inLine(key, count, own);
+      await holder.release();
+      await Promise.all(all);
+      // The holder's own two, and what is asked from time to time.
+      const spent = await commands(own) - before - 2;
+      if (count !== 5) {
+        assert(spent <= 2 * count + 3, `${spent} commands for ${count}`);
+      }
+    }
+  },
+);
+
+costs(
+  "with localTurns: 0 the order of the line is the order of grants",
+  async (on, own, kind) => {
+    const key = "strict";
+    const scripts = Array.from(
+      { length: 3 },
+      () => spawnScript(WAITER, [kind.name, own.url]),
+    );
+    try {
+      await Promise.all(scripts.map((script) => script.next("ready")));
+      const holder = await acquireLock(on, key, { ttl: 60, fencing: true });
+      const options = { ...PATIENT, localTurns: 0, fencing: true };
+      for (const script of scripts) {
+        script.send({ do: "pass", count: 25, key, options });
+      }
+      await inLine(key, 75, own);
+      const line = await own.command(
+        "ZRANGE",
+        `{${key}}:line`,
+        0,
+        -1,
+      ) as string[];
+      const inOrder = line.map((member) => member.split(" ")[2]);
+      await holder.release();
+      const passed: { owner: string; fencingToken: number }[] = [];
+      for (const script of scripts) {
+        const { locks } = await script.next("passed");
+        passed.push(...locks as typeof passed);
+      }
+      // They say in which order they were held, whichever process it was.
+      passed.sort((a, b) => a.fencingToken - b.fencingToken);
+      assertEquals(passed.map(({ owner }) => owner), inOrder);
+    } finally {
+      for (const script of scripts) {
+        script.kill();
+        await script.exited;
+      }
+    }
+  },
+);
+
+costs(
+  "withLock() on a frozen server does not wait for it to tell the loss",
+  async (_, own, kind) => {
+    await using it = await kind.open(own.url);
+    let isLost = false;
+    const running = withLock(it.client, "frozen", async (lock) => {
+      const { signal } = lock;
+      const lost = new Promise<void>((done) =>
+        signal.addEventListener("abort", () => done(), { once: true })
+      );
+      own.freeze();
+      await lost;
+      isLost = true;
+      return "done";
+    }, { ttl: 0.6 });
+    const error = await assertRejects(() => running, LockLostError);
+    assert(isLost);
+    assertEquals(error.reason, "unreachable");
+    // It is still frozen: nobody was waited for. Frozen, it forgot nothing.
+    own.thaw();
+    await until(
+      "nothing is left",
+      async () => await own.command("DBSIZE") === 0,
+    );
+  },
+);
+
+costs(
+  "a key that somebody gave no expiry is held, not lost",
+  async (on, own) => {
+    const lock = await acquireLock(on, "persistent", { ttl: 5 });
+    assertEquals(await own.command("PERSIST", "persistent"), 1);
+    const resumed = await DistributedLock.resume(on, JSON.stringify(lock));
+    resumed.assertHeld();
+    assert(resumed.remainingMs > 60_000);
+    assertFalse(resumed.signal.aborted);
+    const { held, remainingMs } = await inspectLock(on, "persistent");
+    assertEquals([held, remainingMs], [true, undefined]);
+    await resumed.extend();
+    assert(resumed.remainingMs <= 5_000, "it has one again");
+    assertEquals(await resumed.release(), true);
+  },
+);
+
+test("a doubt about a key that has no expiry ends with the lock held", async () => {
+  await using it = await kinds[0].open(server.url);
+  const clock = new FakeClock();
+  const inner = redis(it.client as IoredisClient);
+  const on = {
+    name: "redis, by a clock that can be set",
+    clock,
+    tryAcquire: inner.tryAcquire.bind(inner),
+    extend: inner.extend.bind(inner),
+    release: inner.release.bind(inner),
+    discard: inner.discard.bind(inner),
+    inquire: inner.inquire.bind(inner),
+  };
+  const lock = await acquireLock(on, "doubt", { ttl: 5 });
+  const { signal } = lock;
+  assertEquals(await server.command("PERSIST", "doubt"), 1);
+  clock.stepWall(3_600_000);
+  assertFalse(lock.isAcquired(), "held before the server was asked");
+  await until("the server has been asked", () => lock.isAcquired());
+  assertFalse(signal.aborted);
+  lock.assertHeld();
+  assert(lock.remainingMs > 60_000);
+  assertEquals(await lock.release(), true);
+});
