@@ -1,12 +1,13 @@
 /** Whatever a lock may be asked to live on becomes a backend: by its shape. */
 
 import { RedisBackend, type RedisOptions } from "./backends/redis.ts";
+import { RedlockBackend, type RedlockOptions } from "./backends/redlock.ts";
 import { ioredis, type IoredisClient } from "./clients/ioredis.ts";
 import { minimal, type MinimalClient } from "./clients/minimal.ts";
 import { nodeRedis, type NodeRedisClient } from "./clients/node_redis.ts";
 import type { Port } from "./clients/port.ts";
 import { type Backend, isBackend } from "./core/backend.ts";
-import { kindOf, wrongType } from "./core/options.ts";
+import { kindOf, outOfRange, wrongType } from "./core/options.ts";
 
 /** What a lock can live on: a Redis client, or a backend such as `memory()`. */
 export type LockTarget =
@@ -17,6 +18,9 @@ export type LockTarget =
 
 /** One backend for each client, for as long as the client is around. */
 const known = new WeakMap<object, Backend>();
+
+/** The client behind each backend that has one. */
+const clients = new WeakMap<Backend, object>();
 
 /**
  * A Redis client as a backend, for those who want to say more about it than
@@ -55,7 +59,93 @@ export function redis(
   if (onEvent !== undefined && typeof onEvent !== "function") {
     wrongType("set up a backend", "onEvent must be a function", onEvent);
   }
-  return new RedisBackend(port, { onEvent });
+  const backend = new RedisBackend(port, { onEvent });
+  clients.set(backend, client);
+  return backend;
+}
+
+/** With fewer none can be missing, and one alone does as well. */
+const FEWEST_SERVERS = 3;
+
+/**
+ * A quorum: locks that live on a majority of several independent servers, none
+ * of which is a replica of another, so that some of them can be away, or come
+ * back empty, without two ever holding the same lock (Redlock).
+ *
+ * All are asked at once, and a lock is acquired as soon as a majority granted
+ * it: of 3 servers 1, of 5 servers 2 may be down or hang, and nobody waits for
+ * them. With fewer than a majority in reach nothing is granted; the error tells
+ * of each server, by an `AggregateError` as its `cause`.
+ *
+ * Who waits for a lock (`waitMs`) tries again and again, in no order. Of
+ * several who ask in the same moment it may be that none gets a majority: who
+ * doesn't wait is told that it is taken. A server that lost its data should
+ * stay away for as long as the longest lease before it takes part again.
+ *
+ * @param targets The servers: at least 3 clients or backends, of any kinds, in
+ * an order of your choice, which is how messages count them. Backends with
+ * clocks of their own, such as `memory()`, are to share one: the first's is
+ * what holds are judged by.
+ * @param options The limit for one server, an observer.
+ * @throws {TypeError | RangeError} There are too few, or one comes twice; one is
+ * nothing that a lock can live on, or a quorum itself; an option is bad.
+ *
+ * @example
+ * ```ts
+ * import { redlock, withLock } from "@dreamer/utils/lock";
+ * import { memory } from "@dreamer/utils/lock/memory";
+ *
+ * // … or your clients, one for each server
+ * const quorum = redlock([memory(), memory(), memory()]);
+ * await withLock(quorum, "lock:report:7", (lock) => {
+ *   lock.signal.throwIfAborted();
+ * }, { ttl: 10, fencing: true });
+ * ```
+ */
+export function redlock(
+  targets: readonly LockTarget[],
+  options: RedlockOptions = {},
+): Backend {
+  const action = "set up a quorum";
+  if (!Array.isArray(targets)) {
+    wrongType(action, "targets must be an array", targets, kindOf(targets));
+  }
+  if (targets.length < FEWEST_SERVERS) {
+    const rule = `there must be at least ${FEWEST_SERVERS} servers`;
+    outOfRange(action, rule, targets.length);
+  }
+  if (typeof options !== "object" || options === null) {
+    wrongType(action, "options must be an object", options);
+  }
+  const { serverTimeoutMs, onEvent } = options;
+  if (serverTimeoutMs !== undefined) {
+    if (typeof serverTimeoutMs !== "number") {
+      wrongType(action, "serverTimeoutMs must be a number", serverTimeoutMs);
+    }
+    if (!(serverTimeoutMs > 0)) {
+      outOfRange(action, "serverTimeoutMs must be > 0", serverTimeoutMs);
+    }
+  }
+  if (onEvent !== undefined && typeof onEvent !== "function") {
+    wrongType(action, "onEvent must be a function", onEvent);
+  }
+  const seen = new Map<object, number>();
+  const members = Array.from(targets, (target: LockTarget, index) => {
+    const member = connect(target);
+    const number = index + 1;
+    if (member instanceof RedlockBackend) {
+      wrongType(action, `server ${number} must not be a quorum`, target);
+    }
+    const server = clients.get(member) ?? member;
+    const other = seen.get(server);
+    if (other !== undefined) {
+      const rule = `each server must come once, and ${number} is ${other}`;
+      outOfRange(action, rule, target);
+    }
+    seen.set(server, number);
+    return member;
+  });
+  return new RedlockBackend(members, { serverTimeoutMs, onEvent });
 }
 
 /**
@@ -72,6 +162,7 @@ export function connect(on: LockTarget): Backend {
     if (port !== undefined) {
       const backend = new RedisBackend(port);
       known.set(on, backend);
+      clients.set(backend, on);
       return backend;
     }
   }

@@ -72,11 +72,13 @@ export class RedisBackend implements Backend {
   readonly onEvent: ((event: LockEvent) => void) | undefined;
   /** Which keys are in use, where the client can tell. */
   readonly scan: Backend["scan"];
-  /** Not for a mere double, whose EVAL can do no more than the release. */
-  readonly line: RedisLine | undefined;
-  /** Nor in a Cluster, where one script may touch one slot only. */
+  line: RedisLine | undefined;
+  /** For what may be a double, whose EVAL can do no more than the release. */
+  readonly findLine: Backend["findLine"];
+  /** Not in a Cluster, where one script may touch one slot only. */
   readonly tryAcquireAll: Backend["tryAcquireAll"];
   readonly #port: Port;
+  #isServer: Promise<Line | undefined> | undefined;
   /** Calls off the cleaning up after an owner and key. Empty but after failures. */
   readonly #cleaning = new Map<string, () => void>();
 
@@ -90,6 +92,28 @@ export class RedisBackend implements Backend {
         (hold, leaving) => this.#cleanUp(hold, leaving),
       );
     }
+  }
+
+  #newLine(): RedisLine {
+    return new RedisLine(
+      this.#port,
+      (hold, leaving) => this.#cleanUp(hold, leaving),
+    );
+  }
+
+  /** Whether it is a server that runs what it is told to. */
+  async #find(): Promise<Line | undefined> {
+    try {
+      const reply = await this.#port.eval("return {KEYS[1], ARGV[1]}", ["k"], [
+        "a",
+      ]);
+      const isServer = Array.isArray(reply) && String(reply) === "k,a";
+      if (isServer) this.line = this.#newLine();
+    } catch {
+      // As a double may, for a script that it does not know.
+      this.#isServer = undefined;
+    }
+    return this.line;
   }
 
   // By then() rather than await, as in run(): it is done for every lock.

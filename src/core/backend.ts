@@ -112,7 +112,9 @@ export interface Backend {
    */
   discard(claim: Claim): void;
   /** The lines before its keys; without it, who waits asks again and again. */
-  readonly line?: Line;
+  readonly line?: Line | undefined;
+  /** Finds out whether there are lines, where that is not plain to see. */
+  findLine?(): Promise<Line | undefined>;
   /** How a hold stands, without changing it. */
   inquire(hold: Hold): Promise<Standing>;
   /** Who has a key, whoever it is. */

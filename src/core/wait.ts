@@ -1,7 +1,13 @@
 /** Patience: one who waits, and how to wait where there is no line. */
 
 import { acquire } from "./acquire.ts";
-import { type Backend, type Claim, clockOf, type Refusal } from "./backend.ts";
+import {
+  type Backend,
+  type Claim,
+  clockOf,
+  type Line,
+  type Refusal,
+} from "./backend.ts";
 import type { Clock } from "./clock.ts";
 import { LockBackendError } from "./errors.ts";
 import type { Keeper, Terms } from "./keeper.ts";
@@ -97,7 +103,8 @@ export class Waiter {
       this.#reject(signal.reason);
       depart("aborted");
     };
-    signal.addEventListener("abort", this.#onAbort, { once: true });
+    if (signal.aborted) this.#onAbort();
+    else signal.addEventListener("abort", this.#onAbort, { once: true });
   }
 
   /** Calls `then` in so many milliseconds, unless it waits no more by then. */
