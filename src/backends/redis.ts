@@ -86,11 +86,11 @@ export class RedisBackend implements Backend {
     this.#port = port;
     this.onEvent = options.onEvent;
     this.scan = port.scan && ((pattern) => this.#scan(pattern));
-    if (port.get === undefined) {
-      this.line = new RedisLine(
-        port,
-        (hold, leaving) => this.#cleanUp(hold, leaving),
-      );
+    if (port.get === undefined) this.line = this.#newLine();
+    else this.findLine = () => this.#isServer ??= this.#find();
+    if (port.get === undefined && !port.isCluster) {
+      this.tryAcquireAll = (claims, isFenced) =>
+        this.#tryAcquireAll(claims, isFenced);
     }
   }
 

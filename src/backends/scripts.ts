@@ -256,7 +256,14 @@ function toAnswer(reply: unknown): Turn | Place {
 export const STAND = define({
   keys: [] as readonly string[],
   args: ["isPassing"] as readonly string[],
-  lua: `${LINE}local answers = {}
+  // The usual case first, in two calls: a lock that nobody has or waits for.
+  lua: `if #KEYS == 3 and redis.call("EXISTS", KEYS[2]) == 0 then
+  local ttl, owner = string.match(ARGV[2], "^(%d+) 0 (.*)$")
+  if ttl and redis.call("SET", KEYS[1], owner, "PX", ttl, "NX") then
+    return {{1, ttl, 0, ""}}
+  end
+end
+${LINE}local answers = {}
 for i = 1, #KEYS / 3 do
   local lock, line, fence = KEYS[3 * i - 2], KEYS[3 * i - 1], KEYS[3 * i]
   local member, ticket = ARGV[2 * i], tonumber(ARGV[2 * i + 1])
@@ -323,6 +330,9 @@ export const HAND_OVER = define({
   lua: `if leaving ~= "" then redis.call("ZREM", line, leaving) end
 local holder = redis.call("GET", lock)
 if holder ~= owner then return {holder and -1 or 0} end
+if next == "" and redis.call("EXISTS", line) == 0 then
+  return {redis.call("DEL", lock)}
+end
 ${LINE}if next ~= "" then queue(line, next) end
 local called, lease, token = handOver(lock, line, fence, mine)
 local answer = {1, now, called or "", lease or 0, token or ""}
@@ -335,7 +345,7 @@ return answer`,
   decode(reply): HandOver {
     const [verdict, micros, owner, lease, token, ticket, place, left] =
       reply as unknown[];
-    const toldOf = Number(verdict) === 1 && owner !== ""
+    const toldOf = owner !== undefined && owner !== ""
       ? {
         called: {
           owner: String(owner),

@@ -44,9 +44,29 @@ export function wait<T>(
 ): Promise<T> {
   if (terms.signal?.aborted) throw terms.signal.reason;
   const { line } = backend;
-  if (line === undefined) {
-    return poll(backend, claim, label, terms, patience).then(settle);
+  if (line !== undefined) {
+    return waitInLine(backend, line, claim, label, terms, patience, settle);
   }
+  const toPoll = () =>
+    poll(backend, claim, label, terms, patience).then(settle);
+  return backend.findLine === undefined
+    ? toPoll()
+    : backend.findLine().then((line) =>
+      line === undefined
+        ? toPoll()
+        : waitInLine(backend, line, claim, label, terms, patience, settle)
+    );
+}
+
+function waitInLine<T>(
+  backend: Backend,
+  line: Line,
+  claim: Claim,
+  label: string | undefined,
+  terms: Terms,
+  patience: Patience,
+  settle: (answer: Keeper | Refusal) => T,
+): Promise<T> {
   return new Promise((resolve, reject) => {
     const answer = (answer: Keeper | Refusal) => {
       try {

@@ -1,0 +1,142 @@
+/** The contracts in a Cluster of three masters, through every client of one. */
+import { assert, assertEquals } from "@std/assert";
+
+import {
+  acquireLock,
+  type IoredisClient,
+  listLocks,
+  type LockEvent,
+  redis,
+} from "@dreamer/utils/lock";
+import { clusterClients } from "../support/cluster_clients.ts";
+import { type RedisCluster, startCluster } from "../support/redis_cluster.ts";
+import { after, before, test, timersLeft } from "../support/test.ts";
+import { until } from "../support/until.ts";
+import { lockContract } from "./lock_contract.ts";
+import { waitContract } from "./wait_contract.ts";
+
+const DAY_MS = 86_400_000;
+let cluster: RedisCluster;
+before(async () => void (cluster = await startCluster()));
+after(async () => {
+  await cluster.stop();
+  await until("nobody listens any more", () => timersLeft() === 0);
+});
+
+/** A node-redis cluster does not tell that it was closed. */
+const PATIENT = { allowTimers: "who waited listens on for a second" };
+
+const pass = (ms: number) => new Promise<void>((go) => setTimeout(go, ms));
+
+for (const { name, open } of clusterClients) {
+  lockContract(name, async () => {
+    const { client, close } = await open(cluster.urls);
+    return {
+      on: client,
+      pass,
+      keysLeft: async () => {
+        let locks = 0;
+        for (const key of (await cluster.command("KEYS", "*")).flat()) {
+          const leftMs = Number(
+            await cluster.commandFor(String(key), "PTTL", String(key)),
+          );
+          if (!/:(fence|seen)$/.test(String(key))) locks++;
+          else if (leftMs < 0 || leftMs > DAY_MS) locks++;
+        }
+        return locks;
+      },
+      [Symbol.asyncDispose]: close,
+    };
+  });
+
+  waitContract(name, "called", async () => {
+    const [here, there] = await Promise.all([
+      open(cluster.urls),
+      open(cluster.urls),
+    ]);
+    const events: LockEvent[] = [];
+    const on = redis(here.client as IoredisClient, {
+      onEvent: (event) => events.push(event),
+    });
+    return {
+      here: { on: here.client },
+      there: { on: there.client },
+      observed: { on, events },
+      pass,
+      stall(ms) {
+        for (const end = performance.now() + ms; performance.now() < end;);
+      },
+      served: (waiting) => waiting,
+      inLine: (key, count) =>
+        until(
+          `${count} in line`,
+          async () =>
+            await cluster.commandFor(key, "ZCARD", `{${key}}:line`) === count,
+        ),
+      keysLeft: async (key) =>
+        Number(await cluster.commandFor(key, "EXISTS", key)) +
+        Number(await cluster.commandFor(key, "EXISTS", `{${key}}:line`)),
+      async [Symbol.asyncDispose]() {
+        await Promise.all([here.close(), there.close()]);
+      },
+    };
+  });
+
+  test(`${name}: every legal key can be locked and waited for`, async () => {
+    await using it = await open(cluster.urls);
+    const keys = ["plain", "{tag}x", "a{b}c}", "a}b", "{}x", "x{", "}{", "{}"];
+    await Promise.all(keys.map(async (key) => {
+      const lock = await acquireLock(it.client, key, { fencing: true });
+      const next = acquireLock(it.client, key, {
+        waitMs: 10_000,
+        fencing: true,
+      });
+      await until("it is refused", async () => {
+        const third = await acquireLock(it.client, key, { throwOnFail: false });
+        return third === null;
+      });
+      assertEquals(await lock.release(), true);
+      const second = await next;
+      assert(second.fencingToken! > lock.fencingToken!);
+      assertEquals(await second.release(), true);
+    }));
+    const [sizes, fences] = await Promise.all([
+      cluster.command("DBSIZE"),
+      cluster.command("KEYS", "*:fence"),
+    ]);
+    const sum = sizes.reduce<number>((sum, size) => sum + Number(size), 0);
+    assertEquals(sum, fences.flat().length, "more than fences is left");
+    await cluster.command("FLUSHALL");
+  }, PATIENT);
+
+  test(`${name}: listLocks() finds those of every master`, async () => {
+    await using it = await open(cluster.urls);
+    const keys = Array.from({ length: 30 }, (_, i) => `list:${name}:${i}`);
+    const locks = await Promise.all(
+      keys.map((key) => acquireLock(it.client, key)),
+    );
+    const found: string[] = [];
+    for await (const { key } of listLocks(it.client, `list:${name}:*`)) {
+      found.push(key);
+    }
+    assertEquals(found.sort(), keys.sort());
+    await Promise.all(locks.map((lock) => lock.release()));
+  }, PATIENT);
+
+  test(
+    `${name}: keys of several slots are taken together, or none`,
+    async () => {
+      await using it = await open(cluster.urls);
+      const keys = ["slot:a", "slot:b", "slot:c"];
+      const other = await acquireLock(it.client, "slot:c");
+      const options = { throwOnFail: false } as const;
+      assertEquals(await acquireLock(it.client, keys, options), null);
+      const both = acquireLock(it.client, keys, { waitMs: 10_000 });
+      await other.release();
+      const lock = await both;
+      assertEquals(lock.keys, keys);
+      assertEquals(await lock.release(), true);
+    },
+    PATIENT,
+  );
+}

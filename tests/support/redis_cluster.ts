@@ -1,0 +1,84 @@
+/** A Redis Cluster of one's own: three masters, and nobody to take over. */
+import { freePort, type RedisServer, startRedis } from "./redis_server.ts";
+import { until } from "./until.ts";
+
+const SLOTS = 16_384;
+
+/** A running Cluster. */
+export interface RedisCluster extends AsyncDisposable {
+  readonly masters: readonly RedisServer[];
+  /** The URL of each. */
+  readonly urls: readonly string[];
+  stop(): Promise<void>;
+  /** Asks all of them, one after the other. */
+  command(...args: (string | number)[]): Promise<unknown[]>;
+  /** Asks whichever has `key`. */
+  commandFor(key: string, ...args: (string | number)[]): Promise<unknown>;
+}
+
+/** Starts one; every slot is served when this resolves. */
+export async function startCluster(): Promise<RedisCluster> {
+  const masters = await Promise.all([0, 1, 2].map(async () =>
+    await startRedis({
+      args: [
+        ...["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"],
+        // Without it ioredis would be sent to no address at all.
+        ...["--cluster-announce-ip", "127.0.0.1"],
+        ...["--cluster-port", `${await freePort()}`],
+        ...["--cluster-node-timeout", "2000"],
+      ],
+    })
+  ));
+  const stop = async () => {
+    await Promise.all(masters.map((master) => master.stop()));
+  };
+  const cluster: RedisCluster = {
+    masters,
+    urls: masters.map(({ url }) => url),
+    stop,
+    [Symbol.asyncDispose]: stop,
+    async command(...args) {
+      const replies: unknown[] = [];
+      for (const master of masters) replies.push(await master.command(...args));
+      return replies;
+    },
+    async commandFor(key, ...args) {
+      const slot = Number(await masters[0].command("CLUSTER", "KEYSLOT", key));
+      return await masters[Math.floor(slot * 3 / SLOTS)].command(...args);
+    },
+  };
+  try {
+    await join(masters);
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+  return cluster;
+}
+
+async function join(masters: readonly RedisServer[]): Promise<void> {
+  const info = async (master: RedisServer, name: string) => {
+    const text = String(await master.command("CONFIG", "GET", name));
+    return text.split(",").at(-1)!;
+  };
+  const [first] = masters;
+  const firstBus = await info(first, "cluster-port");
+  for (const [i, master] of masters.entries()) {
+    const from = Math.ceil(i * SLOTS / 3);
+    const to = Math.ceil((i + 1) * SLOTS / 3) - 1;
+    await master.command("CLUSTER", "ADDSLOTSRANGE", from, to);
+    // Epochs of their own, or they would have to agree on them first.
+    await master.command("CLUSTER", "SET-CONFIG-EPOCH", i + 1);
+    if (master !== first) {
+      await master.command("CLUSTER", "MEET", first.host, first.port, firstBus);
+    }
+  }
+  await until("every slot is served", async () => {
+    for (const master of masters) {
+      const state = String(await master.command("CLUSTER", "INFO"));
+      if (!/cluster_state:ok/.test(state)) return false;
+      if (!/cluster_known_nodes:3/.test(state)) return false;
+    }
+    return true;
+  });
+}
