@@ -238,7 +238,7 @@ function attempt<T>(
     : telling(backend, claim, settle);
   return patience.waitMs === 0
     ? acquire(backend, claim, terms, settled)
-    : wait(backend, claim, labelOf(claim.owner), terms, patience, settled);
+    : wait(backend, claim, terms, patience, settled);
 }
 
 /** `settle`, which tells of the answer first. */

@@ -23,7 +23,7 @@ import { type Clock, type Moment, moment } from "./clock.ts";
 import { LockBackendError } from "./errors.ts";
 import { tell } from "./events.ts";
 import { Keeper, type Lease } from "./keeper.ts";
-import { drawOwner } from "./keys.ts";
+import { drawOwner, labelOf } from "./keys.ts";
 import { driftMs } from "./options.ts";
 import type { Waiter } from "./wait.ts";
 
@@ -42,6 +42,8 @@ const AFTER_MS = 4;
 const RETRY_MS = 100;
 /** How long to wait for the first answer when patience is over already. */
 const GRACE_MS = 15;
+/** How often to look after attempts that have no answer. */
+const TICK_MS = 5;
 /** How long to listen on when nobody waits any more. */
 const IDLE_MS = 1_000;
 /** How many wishes go into one command: a script holds everybody else up. */
@@ -165,6 +167,22 @@ export class LocalTurn {
   }
 }
 
+/** An attempt that is under way. */
+export interface Attempt {
+  readonly key: string;
+  /** When it is too late for an answer. */
+  readonly until: number;
+  readonly onLate: () => void;
+  /** Whether it is, and nobody waits for it any more. */
+  isLate: boolean;
+  /** What came of it, since when, and how many its turn may serve. */
+  keeper: Keeper | undefined;
+  beganAt: number;
+  localTurns: number;
+  /** Who came after it, and before its answer. */
+  readonly followers: Party[];
+}
+
 /** The waiting room before the keys of one backend. */
 export class Room {
   readonly #backend: Backend;
@@ -177,6 +195,14 @@ export class Room {
   /** Who holds a key by a turn, by owner: to be told if it is ended by force. */
   readonly #seated = new Map<string, Keeper>();
   #sweepAt = 64;
+  /**
+   * The attempts of those who try in passing, by key. What is over stays for a
+   * while without one: deleted and added again and again, a map is rebuilt all
+   * the time.
+   */
+  readonly #trying = new Map<string, Attempt | undefined>();
+  #sweepTriedAt = 1_000;
+  #isTicking = false;
   #opening: Promise<void> | undefined;
   /** Nobody can call us: one has to ask again and again. */
   #isDeaf = false;
@@ -196,18 +222,131 @@ export class Room {
     return this.#clock.now();
   }
 
-  /** Lets `waiter` wait for `key`. */
-  enter(key: string, waiter: Waiter): void {
+  /** Whether nobody here waits for `key`, nor is about to, nor is called. */
+  isQuietAt(key: string): boolean {
+    if (this.#line.inbox !== undefined || this.#isDeaf) return false;
+    const tried = this.#trying.get(key);
+    return this.#opening === undefined &&
+      (tried === undefined || this.#isOver(tried));
+  }
+
+  /** Whether the attempt is of no use to anybody who comes now. */
+  #isOver({ keeper, beganAt }: Attempt): boolean {
+    return keeper !== undefined &&
+      (keeper.remainingMs === 0 || this.now() - beganAt >= TURN_MS);
+  }
+
+  /** Looks after an attempt, so that its caller waits no longer than that. */
+  watch(key: string, waitMs: number, onLate: () => void): Attempt {
+    const until = this.#clock.now() + waitMs + GRACE_MS;
+    const attempt: Attempt = {
+      key,
+      until,
+      onLate,
+      isLate: false,
+      keeper: undefined,
+      beganAt: 0,
+      localTurns: 0,
+      followers: [],
+    };
+    if (this.#trying.size >= this.#sweepTriedAt) this.#forgetTried();
+    this.#trying.set(key, attempt);
+    if (!this.#isTicking && waitMs < Infinity) this.#tick();
+    return attempt;
+  }
+
+  /** It was refused, or failed: how much is left of the patience. */
+  unwatch(attempt: Attempt): number {
+    const { key, until } = attempt;
+    if (this.#trying.get(key) === attempt) this.#trying.set(key, undefined);
+    return Math.max(1, until - GRACE_MS - this.#clock.now());
+  }
+
+  /** It was granted: a turn, if another of us comes in time. */
+  remember(attempt: Attempt, keeper: Keeper, localTurns: number): void {
+    attempt.keeper = keeper;
+    attempt.beganAt = this.#clock.now();
+    attempt.localTurns = localTurns;
+  }
+
+  /** It has an answer: those who came after it may go on. */
+  follow({ followers }: Attempt): void {
+    for (const party of followers) {
+      if (party.waiters.length > 0 && party.wish === undefined) {
+        this.#goOn(party, false);
+      }
+    }
+  }
+
+  /** Makes a turn of what `party` could go on with. */
+  #adopt(party: Party): void {
+    const tried = this.#trying.get(party.key);
+    if (tried?.keeper === undefined || this.#isOver(tried)) return;
+    const { keeper, beganAt, localTurns } = tried;
+    // Its one token is for one holder.
+    if (party.isFenced || keeper.terms.fencing || !party.isShared) return;
+    if (labelOf(keeper.claim.owner) !== party.label) return;
+    const turn = new LocalTurn(this, party, beganAt, localTurns, undefined);
+    turn.served = 1;
+    keeper.turn = party.turn = turn;
+    this.#seated.set(keeper.claim.owner, keeper);
+    this.#trying.set(party.key, undefined);
+  }
+
+  #forgetTried(): void {
+    for (const [key, attempt] of this.#trying) {
+      if (attempt === undefined || this.#isOver(attempt)) {
+        this.#trying.delete(key);
+      }
+    }
+    this.#sweepTriedAt = Math.max(1_000, this.#trying.size * 2);
+  }
+
+  /** One timer for all, set now and then: most attempts are over before it. */
+  #tick(): void {
+    this.#isTicking = true;
+    this.#clock.setTimer(() => {
+      this.#isTicking = false;
+      const now = this.#clock.now();
+      let isWanted = false;
+      for (const attempt of [...this.#trying.values()]) {
+        if (attempt === undefined || attempt.keeper !== undefined) continue;
+        if (attempt.until > now) isWanted ||= attempt.until < Infinity;
+        else {
+          attempt.isLate = true;
+          this.#trying.set(attempt.key, undefined);
+          attempt.onLate();
+          this.follow(attempt);
+        }
+      }
+      if (isWanted) this.#tick();
+      else this.#forgetTried();
+    }, TICK_MS);
+  }
+
+  /**
+   * Lets `waiter` wait for `key`; before all who came after it, where it has
+   * tried in passing and was refused.
+   */
+  enter(key: string, waiter: Waiter, isRefused: boolean): void {
     const party = this.#partyOf(key, waiter);
-    party.waiters.push(waiter);
+    if (isRefused) party.waiters.unshift(waiter);
+    else party.waiters.push(waiter);
     waiter.begin(this.#clock, (reason) => this.#depart(party, waiter, reason));
     if (waiter.isOver || party.wish !== undefined) return;
+    const tried = this.#trying.get(key);
+    if (tried !== undefined && tried.keeper === undefined && !tried.isLate) {
+      tried.followers.push(party);
+    } else this.#goOn(party, isRefused);
+  }
+
+  /** Waits for a turn that can be passed on, or stands in line. */
+  #goOn(party: Party, isRefused: boolean): void {
+    if (party.turn === undefined) this.#adopt(party);
     const { turn } = party;
-    if (
-      turn !== undefined && this.#clock.now() - turn.beganAt < TURN_MS
-    ) {
+    if (turn !== undefined && this.now() - turn.beganAt < TURN_MS) {
       this.#awaitEnd(party, turn);
-    } else this.#begin(party);
+    } else this.#begin(party, isRefused);
   }
 
   /** The party that `waiter` belongs to: of one, where order is strict. */
@@ -224,7 +363,7 @@ export class Room {
   }
 
   /** Has the party stand in line. */
-  #begin(party: Party): void {
+  #begin(party: Party, isRefused = false): void {
     // It may be possible by now.
     const idleMs = this.#clock.now() - this.#usedAt;
     if (this.#isDeaf && this.#standing.size === 0 && idleMs > IDLE_MS) {
@@ -233,16 +372,16 @@ export class Room {
     if (this.#line.inbox !== undefined || this.#isDeaf) {
       this.#draw(party);
       this.#ask([party]);
-    } else void this.#tryInPassing(party);
+    } else void this.#tryInPassing(party, isRefused);
   }
 
   /**
    * Before anybody listens: as long as nobody else wants the key, nobody need.
    * Listens before it stands in line, or the call could come too early.
    */
-  async #tryInPassing(party: Party): Promise<void> {
+  async #tryInPassing(party: Party, isRefused: boolean): Promise<void> {
     const wish = this.#draw(party);
-    await this.#stand([party], true);
+    if (!isRefused) await this.#stand([party], true);
     if (party.wish !== wish || party.asking !== undefined) return;
     await this.#open();
     if (party.wish !== wish) return;

@@ -1,18 +1,12 @@
 /** Patience: one who waits, and how to wait where there is no line. */
 
 import { acquire } from "./acquire.ts";
-import {
-  type Backend,
-  type Claim,
-  clockOf,
-  type Line,
-  type Refusal,
-} from "./backend.ts";
+import { type Backend, type Claim, clockOf, type Refusal } from "./backend.ts";
 import type { Clock } from "./clock.ts";
 import { LockBackendError } from "./errors.ts";
-import type { Keeper, Terms } from "./keeper.ts";
+import { Keeper, type Terms } from "./keeper.ts";
 import { drawOwner } from "./keys.ts";
-import { roomOf } from "./room.ts";
+import { type Room, roomOf } from "./room.ts";
 
 /** How long, and how, somebody is ready to wait. */
 export interface Patience {
@@ -20,6 +14,8 @@ export interface Patience {
   readonly waitMs: number;
   /** How many of a process one turn in line may serve, where this is one. */
   readonly localTurns: number;
+  /** By what name it is to be known to those who look on. */
+  readonly label?: string | undefined;
 }
 
 /** Between two tries where there is no line, at first and at most. */
@@ -37,7 +33,6 @@ const POLL_LAST_MS = 200;
 export function wait<T>(
   backend: Backend,
   claim: Claim,
-  label: string | undefined,
   terms: Terms,
   patience: Patience,
   settle: (answer: Keeper | Refusal) => T,
@@ -45,27 +40,70 @@ export function wait<T>(
   if (terms.signal?.aborted) throw terms.signal.reason;
   const { line } = backend;
   if (line !== undefined) {
-    return waitInLine(backend, line, claim, label, terms, patience, settle);
+    const room = roomOf(backend, line);
+    return room.isQuietAt(claim.key)
+      ? tryInPassing(backend, room, claim, terms, patience, settle)
+      : waitInLine(room, claim, terms, patience, settle);
   }
-  const toPoll = () =>
-    poll(backend, claim, label, terms, patience).then(settle);
+  const toPoll = () => poll(backend, claim, terms, patience).then(settle);
   return backend.findLine === undefined
     ? toPoll()
     : backend.findLine().then((line) =>
       line === undefined
         ? toPoll()
-        : waitInLine(backend, line, claim, label, terms, patience, settle)
+        : waitInLine(roomOf(backend, line), claim, terms, patience, settle)
     );
 }
 
-function waitInLine<T>(
+/**
+ * As long as nobody here waits for the key, nobody else may: one attempt as of
+ * one who has no patience, and in line only after it was refused.
+ */
+function tryInPassing<T>(
   backend: Backend,
-  line: Line,
+  room: Room,
   claim: Claim,
-  label: string | undefined,
   terms: Terms,
   patience: Patience,
   settle: (answer: Keeper | Refusal) => T,
+): Promise<T> {
+  const { key } = claim;
+  const { waitMs } = patience;
+  return new Promise((resolve, reject) => {
+    const attempt = room.watch(key, waitMs, () => {
+      const text = `no answer from the server in ${waitMs} ms`;
+      reject(new LockBackendError(key, `Cannot wait for "${key}": ${text}`));
+    });
+    acquire(backend, claim, terms, (answer) => {
+      if (attempt.isLate) {
+        if (!(answer instanceof Keeper)) return;
+        answer.release();
+        backend.discard(claim);
+      } else if (answer instanceof Keeper) {
+        room.remember(attempt, answer, patience.localTurns);
+        room.follow(attempt);
+        resolve(settle(answer));
+      } else {
+        const rest = { ...patience, waitMs: room.unwatch(attempt) };
+        resolve(waitInLine(room, claim, terms, rest, settle, true));
+        room.follow(attempt);
+      }
+    }).catch((error) => {
+      reject(error);
+      if (attempt.keeper !== undefined) return;
+      room.unwatch(attempt);
+      room.follow(attempt);
+    });
+  });
+}
+
+function waitInLine<T>(
+  room: Room,
+  claim: Claim,
+  terms: Terms,
+  patience: Patience,
+  settle: (answer: Keeper | Refusal) => T,
+  isRefused = false,
 ): Promise<T> {
   return new Promise((resolve, reject) => {
     const answer = (answer: Keeper | Refusal) => {
@@ -75,8 +113,8 @@ function waitInLine<T>(
         reject(error);
       }
     };
-    const waiter = new Waiter(claim, label, terms, patience, answer, reject);
-    roomOf(backend, line).enter(claim.key, waiter);
+    const waiter = new Waiter(claim, terms, patience, answer, reject);
+    room.enter(claim.key, waiter, isRefused);
   });
 }
 
@@ -96,9 +134,8 @@ export class Waiter {
 
   constructor(
     claim: Claim,
-    label: string | undefined,
     terms: Terms,
-    { waitMs, localTurns }: Patience,
+    { waitMs, localTurns, label }: Patience,
     answer: (answer: Keeper | Refusal) => void,
     reject: (reason: unknown) => void,
   ) {
@@ -163,9 +200,8 @@ export class Waiter {
 async function poll(
   backend: Backend,
   claim: Claim,
-  label: string | undefined,
   terms: Terms,
-  { waitMs }: Patience,
+  { waitMs, label }: Patience,
 ): Promise<Keeper | Refusal> {
   const clock = clockOf(backend);
   const { signal } = terms;
