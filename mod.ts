@@ -55,8 +55,9 @@ export type {
   ReleasedEvent,
   ReleaseFailedEvent,
 } from "./src/core/events.ts";
-export { type LockTarget, redis } from "./src/connect.ts";
+export { type LockTarget, redis, redlock } from "./src/connect.ts";
 export type { RedisOptions } from "./src/backends/redis.ts";
+export type { RedlockOptions } from "./src/backends/redlock.ts";
 export type {
   Backend,
   Called,

@@ -13,16 +13,23 @@ import { parseArgs } from "node:util";
 
 import { runtime } from "../tests/support/process.ts";
 import { startRedis } from "../tests/support/redis_server.ts";
+import { contended } from "./contended.ts";
 import { type Report, type Settings, tableOf } from "./harness.ts";
 import { held } from "./held.ts";
 import { manyKeys } from "./many_keys.ts";
+import { quorum } from "./quorum.ts";
 import { size } from "./size.ts";
 import { uncontended } from "./uncontended.ts";
 
-const suites: Record<string, (settings: Settings) => Promise<Report>> = {
+const suites: Record<
+  string,
+  (settings: Settings) => Promise<Report | readonly Report[]>
+> = {
   uncontended,
   many_keys: manyKeys,
+  contended,
   held,
+  quorum,
   size,
 };
 
@@ -53,9 +60,9 @@ console.log(`\n## ${runtime} ${version}`);
 const reports: Report[] = [];
 try {
   for (const name of chosen) {
-    const report = await suites[name]({ url, quick });
-    reports.push(report);
-    console.log(`\n${tableOf(report)}`);
+    const found = [await suites[name]({ url, quick })].flat();
+    reports.push(...found);
+    for (const report of found) console.log(`\n${tableOf(report)}`);
   }
 } finally {
   await server?.stop();

@@ -15,6 +15,7 @@ const library = await load();
 
 export const acquireLock: typeof library.acquireLock = library.acquireLock;
 export const redis: typeof library.redis = library.redis;
+export const redlock: typeof library.redlock = library.redlock;
 
 async function load(): Promise<typeof import("../mod.ts")> {
   if ("Deno" in globalThis || "Bun" in globalThis) {

@@ -23,6 +23,8 @@ import {
 
 /** What one step may take: one that hangs must not hang the gate. */
 const LIMIT_MS = 600_000;
+/** How many checks, or files of one suite, run at the same time. */
+const AT_ONCE = 2;
 
 const { only, files } = parseArgs({
   options: { only: { type: "string" }, files: { type: "string" } },
@@ -46,8 +48,9 @@ const documents = [
 const suites = (files ?? "tests").split(",")
   .flatMap((path) => filesUnder(posix.join(path), "_test.ts"));
 
-// Cheap ones first, two at a time; the suites after, each alone: they measure
-// time, and a type check beside them would be a load that they did not ask for.
+// Cheap ones first, two at a time, and the suites after, all side by side and
+// two files of each at a time: they wait more than they compute, and a machine
+// that is never quiet tells a test that trusts in its speed.
 const checks = [
   { name: "format", deno: ["fmt", "--check"] },
   { name: "lint", deno: ["lint"] },
@@ -62,18 +65,25 @@ const checks = [
   { name: "publish", deno: ["publish", "--dry-run", "--allow-dirty"] },
 ];
 const runners = [
-  { name: "deno", deno: ["test", "-A", ...suites], count: denoCount },
+  {
+    name: "deno",
+    // The step "types" has checked them.
+    deno: ["test", "-A", "--no-check", "--parallel", ...suites],
+    env: { DENO_JOBS: `${AT_ONCE}` },
+    count: denoCount,
+  },
   {
     name: "bun",
+    bun: ["test", "--timeout", "30000"],
     // With the dot they are paths; without, patterns that match more.
-    bun: ["test", "--timeout", "30000", ...suites.map((path) => `./${path}`)],
+    each: suites.map((path) => `./${path}`),
     count: bunCount,
   },
   {
     name: "node",
     node: [
       ...["--import", "tsx", "--test", "--test-force-exit"],
-      ...["--test-reporter=spec", ...suites],
+      ...[`--test-concurrency=${AT_ONCE}`, "--test-reporter=spec", ...suites],
     ],
     count: nodeCount,
   },
@@ -97,11 +107,8 @@ const skips = [];
 const excuses = new Set();
 
 const programs = await bringAll();
-const queue = chosen(checks);
-await Promise.all([1, 2].map(async () => {
-  for (let step; (step = queue.shift());) await take(step);
-}));
-for (const step of chosen(runners)) await take(step);
+await forEach(chosen(checks), take);
+await Promise.all(chosen(runners).map(take));
 
 for (const excuse of excuses) console.log(excuse);
 for (const { name, skipped } of skips) {
@@ -148,28 +155,26 @@ async function take(step) {
   const begun = performance.now();
   const kind = ["deno", "bun", "node"].find((kind) => step[kind]);
   const program = programs[kind];
-  const { code, output } = program
-    ? await capture(program, step[kind], { env, limitMs: LIMIT_MS })
-    : { code: 1, output: `There is no ${kind} to run it with\n` };
-  let sum = { passed: code === 0 ? 1 : 0, failed: code === 0 ? 0 : 1 };
-  let remark = "";
-  if (step.count) {
-    const counted = step.count(output);
-    if (!counted || counted.passed + counted.failed === 0) {
-      sum = { passed: 0, failed: 1 };
-      remark = "No test was counted: that is a failure, too.\n";
-    } else {
-      // The exit code has the last word: a hook or a load error is no test.
-      sum = code !== 0 && counted.failed === 0
-        ? { ...counted, failed: 1 }
-        : counted;
-      if (code === 0 && counted.failed > 0) remark = "Exit code 0, though.\n";
-    }
-  }
+  const sum = { passed: 0, failed: 0, skipped: 0 };
+  const complaints = [];
+  const run = async (file) => {
+    const args = [...step[kind], ...file ? [file] : []];
+    const { code, output } = program
+      ? await capture(program, args, {
+        env: { ...env, ...step.env },
+        limitMs: LIMIT_MS,
+      })
+      : { code: 1, output: `There is no ${kind} to run it with\n` };
+    const { remark, ...counted } = judged(step, code, output);
+    for (const name of Object.keys(sum)) sum[name] += counted[name] ?? 0;
+    for (const [line] of output.matchAll(/^SKIPPED .*$/gm)) excuses.add(line);
+    if (counted.failed > 0) complaints.push(`${output.trimEnd()}\n${remark}`);
+  };
+  // Bun runs all files of one process one after the other.
+  await forEach(program && step.each ? step.each : [undefined], run);
   passed += sum.passed;
   failed += sum.failed;
   if (sum.skipped) skips.push({ name: step.name, skipped: sum.skipped });
-  for (const [line] of output.matchAll(/^SKIPPED .*$/gm)) excuses.add(line);
 
   const seconds = ((performance.now() - begun) / 1000).toFixed(1);
   const count = step.count ? `  ${sum.passed} passed` : "";
@@ -177,8 +182,38 @@ async function take(step) {
     console.log(`ok   ${step.name.padEnd(8)}  ${seconds} s${count}`);
   } else {
     console.log(`FAIL ${step.name.padEnd(8)}  ${seconds} s`);
-    console.log(`${output.trimEnd()}\n${remark}`.trimEnd());
+    for (const complaint of complaints) console.log(complaint.trimEnd());
   }
+}
+
+/** What the end of one process of a step comes to. */
+function judged(step, code, output) {
+  if (!step.count) {
+    return {
+      passed: code === 0 ? 1 : 0,
+      failed: code === 0 ? 0 : 1,
+      remark: "",
+    };
+  }
+  const counted = step.count(output);
+  if (!counted || counted.passed + counted.failed === 0) {
+    const remark = "No test was counted: that is a failure, too.\n";
+    return { passed: 0, failed: 1, remark };
+  }
+  // The exit code has the last word: a hook or a load error is no test.
+  if (code !== 0 && counted.failed === 0) {
+    return { ...counted, failed: 1, remark: "" };
+  }
+  const isOdd = code === 0 && counted.failed > 0;
+  return { ...counted, remark: isOdd ? "Exit code 0, though.\n" : "" };
+}
+
+/** Does it with each of the items, `AT_ONCE` at a time. */
+async function forEach(items, doIt) {
+  const queue = [...items];
+  await Promise.all(Array.from({ length: AT_ONCE }, async () => {
+    while (queue.length > 0) await doIt(queue.shift());
+  }));
 }
 
 /** `ok | 3 passed (2 steps) | 0 failed | 1 ignored (83ms)` */

@@ -14,11 +14,6 @@ export type Heard<Answer> = readonly (Answer | LockBackendError | undefined)[];
 
 /** A question to all servers. */
 export interface Question<Answer, Result> {
-  /** What it is for, in messages: `acquire`, and the key. */
-  readonly action: string;
-  readonly key: string;
-  /** After so many milliseconds, whoever has said nothing counts as failed. */
-  readonly limitMs: number;
   ask(member: Backend, index: number): Promise<Answer>;
   /** Told of each answer as it comes, also after the result, or the limit. */
   onAnswer?(answer: Answer | LockBackendError, index: number): void;
@@ -31,36 +26,39 @@ export interface Question<Answer, Result> {
 
 /**
  * Asks all at once, and gives the result as soon as there is one: who has not
- * answered by then is waited for no longer.
+ * answered by then is waited for no longer. Done for every lock: no object or
+ * promise more than it takes.
  *
+ * @param action What it is for, in messages: `acquire`.
+ * @param limitMs After so long, who has said nothing counts as failed.
  * @throws What `decide` throws, as a rejection.
  */
 export function askAll<Answer, Result>(
   members: readonly Backend[],
   clock: Clock,
+  action: string,
+  key: string,
+  limitMs: number,
   question: Question<Answer, Result>,
 ): Promise<Result> {
-  const { action, key, limitMs } = question;
   return new Promise((resolve, reject) => {
-    const heard: (Answer | LockBackendError | undefined)[] = members.map(() =>
-      undefined
-    );
+    const heard = new Array<Answer | LockBackendError | undefined>(
+      members.length,
+    ).fill(undefined);
     let isOver = false;
-    let callOff = () => {};
-    const finish = (settle: () => void) => {
-      isOver = true;
-      callOff();
-      settle();
-    };
+    let callOff: (() => void) | undefined;
     const note = (answer: Answer | LockBackendError, index: number) => {
       if (isOver || heard[index] !== undefined) return;
       heard[index] = answer;
       try {
         const result = question.decide(heard);
-        if (result !== undefined) finish(() => resolve(result));
+        if (result === undefined) return;
+        resolve(result);
       } catch (error) {
-        finish(() => reject(error));
+        reject(error);
       }
+      isOver = true;
+      callOff?.();
     };
     const answered = (answer: Answer | LockBackendError, index: number) => {
       question.onAnswer?.(answer, index);
@@ -87,9 +85,9 @@ export function askAll<Answer, Result>(
         callOff = clock.setTimer(giveUp, 0);
       }, limitMs);
     }
-    for (const [index, member] of members.entries()) {
+    for (let index = 0; index < members.length; index++) {
       try {
-        question.ask(member, index).then(
+        question.ask(members[index], index).then(
           (answer) => answered(answer, index),
           (cause) => failed(cause, index),
         );
@@ -173,18 +171,18 @@ export function verdictOf(
 ): Verdict | LockBackendError | undefined {
   const majority = majorityOf(heard.length);
   const most = heard.length - majority;
-  const saying = (verdict: Verdict) =>
-    count(heard, (answer) => answer === verdict);
-  const open = count(heard, (answer) => answer === undefined);
-  const [done, taken, absent, unclear] = [
-    saying("done"),
-    saying("taken"),
-    saying("absent"),
-    saying("unclear"),
-  ];
+  let [done, taken, absent, unclear, failed] = [0, 0, 0, 0, 0];
+  for (const answer of heard) {
+    if (answer === "done") done++;
+    else if (answer === "taken") taken++;
+    else if (answer === "absent") absent++;
+    else if (answer === "unclear") unclear++;
+    else if (answer !== undefined) failed++;
+  }
+  const open = heard.length - done - taken - absent - unclear - failed;
   if (done >= majority) return "done";
   if (taken + absent > most) return taken >= absent ? "taken" : "absent";
   if (done + open >= majority || taken + absent + open > most) return undefined;
-  if (done + unclear >= majority || !heard.some(isFailure)) return "unclear";
+  if (done + unclear >= majority || failed === 0) return "unclear";
   return failureOf(action, key, heard);
 }

@@ -62,6 +62,16 @@ interface Pursuit {
   isWanted: boolean;
   /** When the lease is over, by the clock. */
   until: number;
+  /** The release that is under way, if one is. */
+  freeing: Freeing | undefined;
+}
+
+/** A release that is under way while there are claims to be answered. */
+interface Freeing {
+  /** What each server said of it so far. */
+  readonly verdicts: (Verdict | LockBackendError | undefined)[];
+  /** Who has granted the claim meanwhile, and is to free it by this. */
+  readonly granted: Set<number>;
 }
 
 /** Locks on a majority of `members`, whatever these are. */
@@ -80,7 +90,7 @@ export class RedlockBackend implements Backend {
   /** By owner and key. Empty while no server owes an answer. */
   readonly #pursuits = new Map<string, Pursuit>();
   /** Where a release that failed as a whole has been done, by the hold. */
-  readonly #freed = new WeakMap<Hold, (Verdict | LockBackendError)[]>();
+  readonly #freed = new WeakMap<Hold, Freeing["verdicts"]>();
 
   /** A quorum over `members`, all of which go by the clock of the first. */
   constructor(members: readonly Backend[], options: RedlockOptions = {}) {
@@ -123,10 +133,10 @@ export class RedlockBackend implements Backend {
     const drawn = await this.#attempt(
       claim,
       (member, index) => draws[index] = member.tryAcquireFenced!(claim),
-      (grants) => ({
-        granted: true,
-        fencingToken: Math.max(...grants.map((grant) => grant.fencingToken!)),
-      }),
+      (heard) => {
+        const tokens = grantsIn(heard).map((grant) => grant.fencingToken!);
+        return { granted: true, fencingToken: Math.max(...tokens) };
+      },
     );
     if (!drawn.granted) return drawn;
     const token = drawn.fencingToken!;
@@ -153,7 +163,7 @@ export class RedlockBackend implements Backend {
   #attempt(
     claim: Claim,
     ask: (member: Backend, index: number) => Promise<Grant | Refusal>,
-    grant: (grants: readonly Grant[]) => Grant,
+    grant: (heard: Heard<Grant | Refusal>) => Grant,
   ): Promise<Grant | Refusal> {
     const { key, ttlMs } = claim;
     const members = this.#members;
@@ -161,6 +171,7 @@ export class RedlockBackend implements Backend {
     const pursuit = this.#pursue(claim, members.length);
     pursuit.isWanted = true;
     pursuit.until = this.clock.now() + ttlMs;
+    pursuit.freeing = undefined;
     this.#freed.delete(claim);
     let isCleaned = false;
     const cleanUp = (heard: Heard<Grant | Refusal>) => {
@@ -189,7 +200,7 @@ export class RedlockBackend implements Backend {
           else if (answer.granted) granted++;
           else refused++;
         }
-        if (granted >= this.#majority) return grant(grantsIn(heard));
+        if (granted >= this.#majority) return grant(heard);
         const open = heard.length - granted - refused - failed;
         if (granted + open < this.#majority) cleanUp(heard);
         // Too few are left that can be asked: nobody knows whether it is taken.
@@ -223,7 +234,12 @@ export class RedlockBackend implements Backend {
     const name = owner + key;
     let pursuit = this.#pursuits.get(name);
     if (pursuit === undefined) {
-      pursuit = { open: 0, isWanted: true, until: Infinity };
+      pursuit = {
+        open: 0,
+        isWanted: true,
+        until: Infinity,
+        freeing: undefined,
+      };
       this.#pursuits.set(name, pursuit);
     }
     pursuit.open += answers;
@@ -243,14 +259,22 @@ export class RedlockBackend implements Backend {
     index: number,
   ): void {
     const isLate = !pursuit.isWanted || this.clock.now() >= pursuit.until;
-    if (isLate && mayBeThere(answer)) this.#members[index].discard(claim);
+    if (isLate && mayBeThere(answer)) {
+      const { freeing } = pursuit;
+      const verdict = freeing?.verdicts[index];
+      // As a rule the release comes right behind the claim, and frees it.
+      if (freeing && verdict === undefined) freeing.granted.add(index);
+      else if (verdict !== "done") this.#members[index].discard(claim);
+    }
     this.#settled(claim, pursuit);
   }
 
   /** What is granted for `hold` from now on is to be given back. */
-  #giveUp({ key, owner }: Hold): void {
+  #giveUp({ key, owner }: Hold, freeing?: Freeing): void {
     const pursuit = this.#pursuits.get(owner + key);
-    if (pursuit !== undefined) pursuit.isWanted = false;
+    if (pursuit === undefined) return;
+    pursuit.isWanted = false;
+    pursuit.freeing = freeing;
   }
 
   extend(
@@ -320,12 +344,13 @@ export class RedlockBackend implements Backend {
 
   release(hold: Hold): Promise<Verdict> {
     const { key, owner } = hold;
-    this.#giveUp(hold);
     const members = this.#members;
     const { ttlMs } = hold as Partial<Claim>;
     const claim = { key, owner, ttlMs: ttlMs ?? CLEAN_UP_MS };
     const before = this.#freed.get(hold);
-    const verdicts: (Verdict | LockBackendError)[] = [];
+    const freeing: Freeing = { verdicts: [], granted: new Set() };
+    const { verdicts, granted } = freeing;
+    this.#giveUp(hold, freeing);
     let isDecided = false;
     return this.#askAll<Verdict, Verdict>("release", key, ttlMs, {
       ask: (member, index) =>
@@ -334,7 +359,11 @@ export class RedlockBackend implements Backend {
           : member.release(hold),
       onAnswer: (answer, index) => {
         verdicts[index] = answer;
-        if (isDecided && isFailure(answer)) members[index].discard(claim);
+        const isLeft = isFailure(answer)
+          ? isDecided
+          // The claim came through, and behind its release.
+          : answer !== "done" && granted.has(index);
+        if (isLeft) members[index].discard(claim);
       },
       decide: (heard) => {
         const verdict = verdictOf("release", key, heard);
@@ -478,11 +507,10 @@ export class RedlockBackend implements Backend {
     action: string,
     key: string,
     ttlMs: number | undefined,
-    question: Omit<Question<Answer, Result>, "action" | "key" | "limitMs">,
+    question: Question<Answer, Result>,
   ): Promise<Result> {
     const limitMs = this.#limitFor(ttlMs);
-    const whole = { ...question, action, key, limitMs };
-    return askAll(this.#members, this.clock, whole);
+    return askAll(this.#members, this.clock, action, key, limitMs, question);
   }
 }
 

@@ -198,12 +198,17 @@ local function give(lock, fence, member, most)
   return owner, lease, token
 end
 local function queue(line, member, ticket)
+  local isBack = ticket
   if not ticket then
     local last = redis.call("ZRANGE", line, -1, -1, "WITHSCORES")[2]
     ticket = last and tonumber(last) >= now and last + 1 or now
   end
-  redis.call("ZADD", line, "NX", string.format("%.0f", ticket), member)
+  ticket = string.format("%.0f", ticket)
+  local isNew = redis.call("ZADD", line, "NX", ticket, member) == 1
   redis.call("PEXPIRE", line, ${LINE_MS})
+  if isNew and not isBack then return ticket, redis.call("ZCARD", line) end
+  ticket = redis.call("ZSCORE", line, member)
+  return ticket, redis.call("ZRANK", line, member) + 1
 end
 local function handOver(lock, line, fence, mine)
   while true do
@@ -300,9 +305,7 @@ for i = 1, #KEYS / 3 do
     elseif not answer then
       local left = redis.call("PTTL", lock)
       if isPassing == "" then
-        queue(line, member, ticket)
-        ticket = redis.call("ZSCORE", line, member)
-        local place = redis.call("ZRANK", line, member) + 1
+        local ticket, place = queue(line, member, ticket)
         local foreign = string.find(holder, "^%x+@") and 0 or 1
         answer = {0, left, now, ticket, place, foreign}
       else
@@ -333,12 +336,15 @@ if holder ~= owner then return {holder and -1 or 0} end
 if next == "" and redis.call("EXISTS", line) == 0 then
   return {redis.call("DEL", lock)}
 end
-${LINE}if next ~= "" then queue(line, next) end
+${LINE}local ticket
+if next ~= "" then ticket = queue(line, next) end
 local called, lease, token = handOver(lock, line, fence, mine)
 local answer = {1, now, called or "", lease or 0, token or ""}
 if next ~= "" then
-  answer[6] = redis.call("ZSCORE", line, next) or ""
-  answer[7] = (redis.call("ZRANK", line, next) or 0) + 1
+  -- It is the last: where nobody is left, its own turn has come.
+  local place = redis.call("ZCARD", line)
+  answer[6] = place > 0 and ticket or ""
+  answer[7] = place
   answer[8] = redis.call("PTTL", lock)
 end
 return answer`,

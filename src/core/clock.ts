@@ -47,9 +47,17 @@ export interface Moment {
   readonly wall: number;
 }
 
-/** This moment. */
+/** Two clocks that are read one after the other are to be no further apart. */
+const TORN_MS = 5;
+
+/** This moment; read again if the process lost its turn between the clocks. */
 export function moment(clock: Clock): Moment {
-  return { now: clock.now(), wall: clock.wall() };
+  for (let now = clock.now();;) {
+    const wall = clock.wall();
+    const then = clock.now();
+    if (then - now < TORN_MS) return { now, wall };
+    now = then;
+  }
 }
 
 /**

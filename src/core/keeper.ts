@@ -116,10 +116,17 @@ export class Keeper {
   /** What is left in milliseconds; 0 once released or lost. Judges. */
   get remainingMs(): number {
     if (this.#isReleased || this.#loss !== undefined) return 0;
-    const now = this.#clock.now();
+    let now = this.#clock.now();
     // From when we asked, not from the answer: a slow reply must not lengthen it.
-    const passedMs = now - this.#asked.now;
-    const passedByWallMs = this.#clock.wall() - this.#asked.wall;
+    let passedMs = now - this.#asked.now;
+    let passedByWallMs = this.#clock.wall() - this.#asked.wall;
+    if (Math.abs(passedByWallMs - passedMs) > this.#unsureMs) {
+      // Unless the process lost its turn between the two.
+      const { now: again, wall } = moment(this.#clock);
+      now = again;
+      passedMs = now - this.#asked.now;
+      passedByWallMs = wall - this.#asked.wall;
+    }
     const leftMs = this.#validMs - Math.max(passedMs, passedByWallMs);
     const leftToHoldMs = this.terms.maxHoldMs - (now - this.#since);
     // The monotonic clock never runs ahead: what is over by it is over.

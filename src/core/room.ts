@@ -603,7 +603,9 @@ export class Room {
   #askAll(isMeant: (party: Party) => boolean): void {
     this.#ask(
       [...this.#standing.values()].filter((party) =>
-        party.asking === undefined && isMeant(party)
+        // Who is about to stand in line does so by itself, and once.
+        party.asking === undefined && party.wish?.ticket !== undefined &&
+        isMeant(party)
       ),
     );
   }

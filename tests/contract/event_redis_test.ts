@@ -14,7 +14,6 @@ after(() => server.stop());
 for (const { name, open } of clients) {
   if (!["ioredis", "redis"].includes(name)) continue;
   eventContract(name, async (onEvent) => {
-    await server.command("FLUSHALL");
     const proxy = await startProxy(server.port);
     const { client, close } = await open(proxy.url, { offline: "fail" });
     const on = redis(client as Exclude<typeof client, Backend>, { onEvent });

@@ -645,6 +645,8 @@ for (const { name, open } of clients) {
       async () => await server.command("EXISTS", key) === 0,
     );
     assert(asked(/^set$/i));
+    // Once this is answered that was, too: nothing is left to be cleaned up.
+    await (await acquireLock(it.client, newKey())).release();
   });
 
   test(

@@ -86,7 +86,7 @@ after(async () => {
 
 /** A holder that stalls past its lease, and the one that comes after it. */
 async function stalledAndNext(key: string) {
-  const stalled = await acquireLock(redis, key, { ttl: 0.05, fencing: true });
+  const stalled = await acquireLock(redis, key, { ttl: 0.4, fencing: true });
   let next: DistributedLock | null = null;
   while (next === null) {
     await new Promise((done) => setTimeout(done, 5));

@@ -55,62 +55,68 @@ const exists = (key: string) => server.command("EXISTS", key);
 const leftMs = async (key: string) => Number(await server.command("PTTL", key));
 const isAborted = (signal: AbortSignal) => () => signal.aborted;
 
+const patient: [name: string, fn: () => Promise<void>][] = [];
+
 for (const kind of clients) {
   if (kind.name !== "ioredis" && kind.name !== "redis") continue;
-  const keyOf = (what: string) => `hand over:${kind.name}:${what}`;
+  type Story = (on: LockTarget, key: string) => Promise<void>;
+  const live = (sentence: string, fn: Story) => async () => {
+    await using opened = await kind.open(server.url);
+    await fn(opened.client, `hand over:${kind.name}:${sentence}`);
+  };
 
   /** One test with a client of its own, and a key. */
-  const it = (
-    sentence: string,
-    fn: (on: LockTarget, key: string) => Promise<void>,
-  ) =>
-    test(`${kind.name}: ${sentence}`, async () => {
-      await using opened = await kind.open(server.url);
-      await fn(opened.client, keyOf(sentence));
-    });
+  const it = (sentence: string, fn: Story) =>
+    test(`${kind.name}: ${sentence}`, live(sentence, fn));
+  /** The same for one that lets time go by: all of those do it side by side. */
+  const itOverTime = (sentence: string, fn: Story) =>
+    patient.push([`${kind.name}: ${sentence}`, live(sentence, fn)]);
 
-  it("a lock outlives the process that gave it away", async (on, key) => {
-    await using giver = spawnGiver(kind, key, {
-      ttl: 0.8,
-      autoExtend: true,
-      fencing: true,
-      label: "giver",
-    });
-    const { owner, fencingToken } = await giver.next("held");
-    const { message, after } = await take(giver);
-    assertEquals(after, {
-      isAcquired: false,
-      remainingMs: 0,
-      aborted: false,
-      standing: "LOCK_NOT_HELD",
-      freed: false,
-    });
-    const events: LockEvent[] = [];
-    const here = redis(on as IoredisClient, {
-      onEvent: (event) => events.push(event),
-    });
-    const lock = await DistributedLock.resume(here, message);
-    const { signal } = lock;
-    giver.kill();
-    assertEquals((await giver.exited).signal, "SIGKILL");
-    assertEquals([lock.key, lock.owner], [key, owner]);
-    assertStrictEquals(lock.fencingToken, fencingToken);
-    // A renewal is due after a third of a lease.
-    await until("three leases", () => events.length >= 9);
-    assert(events.every(({ type }) => type === "extended"));
-    assertEquals(events[0].label, "giver");
-    lock.assertHeld();
-    assertFalse(signal.aborted);
-    const { held, label } = await inspectLock(on, key);
-    assertEquals([held, label], [true, "giver"]);
-    const refused = await acquireLock(on, key, { throwOnFail: false });
-    assertStrictEquals(refused, null);
-    assertEquals(await lock.release(), true);
-    assertEquals(await exists(key), 0);
-    const next = await acquireLock(on, key, { fencing: true });
-    assert(next.fencingToken! > Number(fencingToken), "tokens only grow");
-    await next.release();
-  });
+  itOverTime(
+    "a lock outlives the process that gave it away",
+    async (on, key) => {
+      await using giver = spawnGiver(kind, key, {
+        ttl: 1.2,
+        autoExtend: true,
+        fencing: true,
+        label: "giver",
+      });
+      const { owner, fencingToken } = await giver.next("held");
+      const { message, after } = await take(giver);
+      assertEquals(after, {
+        isAcquired: false,
+        remainingMs: 0,
+        aborted: false,
+        standing: "LOCK_NOT_HELD",
+        freed: false,
+      });
+      const events: LockEvent[] = [];
+      const here = redis(on as IoredisClient, {
+        onEvent: (event) => events.push(event),
+      });
+      const lock = await DistributedLock.resume(here, message);
+      const { signal } = lock;
+      giver.kill();
+      assertEquals((await giver.exited).signal, "SIGKILL");
+      assertEquals([lock.key, lock.owner], [key, owner]);
+      assertStrictEquals(lock.fencingToken, fencingToken);
+      // A renewal is due after a third of a lease.
+      await until("a lease is over", () => events.length >= 4);
+      assert(events.every(({ type }) => type === "extended"));
+      assertEquals(events[0].label, "giver");
+      lock.assertHeld();
+      assertFalse(signal.aborted);
+      const { held, label } = await inspectLock(on, key);
+      assertEquals([held, label], [true, "giver"]);
+      const refused = await acquireLock(on, key, { throwOnFail: false });
+      assertStrictEquals(refused, null);
+      assertEquals(await lock.release(), true);
+      assertEquals(await exists(key), 0);
+      const next = await acquireLock(on, key, { fencing: true });
+      assert(next.fencingToken! > Number(fencingToken), "tokens only grow");
+      await next.release();
+    },
+  );
 
   it("what was given away is neither renewed nor released", async (on, key) => {
     const timers = timersLeft();
@@ -127,24 +133,27 @@ for (const kind of clients) {
     await until("it expires", async () => await exists(key) === 0);
   });
 
-  it("the server is asked for what is left of the lease", async (on, key) => {
-    const lock = await acquireLock(on, key, { ttl: 5 });
-    const message = JSON.stringify(lock);
-    await until("some of it is gone", async () => await leftMs(key) < 4_900);
-    const atMost = await leftMs(key);
-    const resumed = await DistributedLock.resume(on, message);
-    const { remainingMs } = resumed;
-    assert(remainingMs > 0 && remainingMs < atMost, `${remainingMs} ms`);
-    assert(await leftMs(key) <= atMost, "it was not to be renewed");
-    // As long as it was acquired for.
-    await resumed.extend();
-    assert(resumed.remainingMs > atMost - 52);
-    assertEquals(await resumed.release(), true);
-    assertEquals(await exists(key), 0);
-  });
+  itOverTime(
+    "the server is asked for what is left of the lease",
+    async (on, key) => {
+      const lock = await acquireLock(on, key, { ttl: 5 });
+      const message = JSON.stringify(lock);
+      await until("some of it is gone", async () => await leftMs(key) < 4_400);
+      const atMost = await leftMs(key);
+      const resumed = await DistributedLock.resume(on, message);
+      const { remainingMs } = resumed;
+      assert(remainingMs > 0 && remainingMs < atMost, `${remainingMs} ms`);
+      assert(await leftMs(key) <= atMost, "it was not to be renewed");
+      // As long as it was acquired for.
+      await resumed.extend();
+      assert(resumed.remainingMs > atMost - 52);
+      assertEquals(await resumed.release(), true);
+      assertEquals(await exists(key), 0);
+    },
+  );
 
-  it("what is left of maxHoldMs goes along", async (on, key) => {
-    const maxHoldMs = 3_500;
+  itOverTime("what is left of maxHoldMs goes along", async (on, key) => {
+    const maxHoldMs = 2_000;
     const options = { ttl: 1.5, autoExtend: true, maxHoldMs };
     await using giver = spawnGiver(kind, key, options);
     await giver.next("held");
@@ -178,9 +187,9 @@ for (const kind of clients) {
     assertEquals(await lock.release(), true);
   });
 
-  it("what is not ours any more can't be resumed", async (on, key) => {
+  itOverTime("what is not ours any more can't be resumed", async (on, key) => {
     const resumeAfter = async (what: () => Promise<unknown>) => {
-      const lock = await acquireLock(on, key, { ttl: 0.3 });
+      const lock = await acquireLock(on, key, { ttl: 0.5 });
       const message = JSON.stringify(lock);
       await what();
       const error = await assertRejects(
@@ -226,7 +235,7 @@ for (const kind of clients) {
     }
     await server.command("DEL", key);
 
-    const late = await acquireLock(on, key, { ttl: 0.05 });
+    const late = await acquireLock(on, key, { ttl: 0.4 });
     await until("it expires", () => !late.isAcquired());
     assertEquals(
       assertThrows(() => late.toJSON(), LockLostError).reason,
@@ -303,3 +312,5 @@ for (const kind of clients) {
     assertEquals(timersLeft(), timers);
   });
 }
+
+test.sideBySide(patient);

@@ -30,6 +30,8 @@ async function die(): Promise<void> {
 async function take(turns: number): Promise<void> {
   let refused = 0;
   let crowded = 0;
+  say({ type: "ready" });
+  await redis.blpop(`${key}:go`, 0);
   for (let done = 0; done < turns;) {
     const result = await withLock(redis, key, async () => {
       if (await redis.incr(`${key}:inside`) !== 1) crowded++;

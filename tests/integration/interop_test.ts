@@ -156,7 +156,7 @@ for (const peer of peers) {
       const name = `interop:${++serial}`;
       const key = peer.keyOf(name);
 
-      const ours = await acquireLock(it.client, key, { ttl: 0.05 });
+      const ours = await acquireLock(it.client, key, { ttl: 0.4 });
       let giveBack: GiveBack | null = null;
       await until("ours has expired", async () => {
         giveBack = await peer.take(name, 60_000);

@@ -51,6 +51,9 @@ test("a killed holder costs the others its ttl, and no more", async () => {
 test("processes take turns, one at a time, and end by themselves", async () => {
   const args = ["take", server.url, "turns", 50];
   const workers = Array.from({ length: 4 }, () => spawnScript(HOLDER, args));
+  // All at once, or the first could be done before the last has begun.
+  for (const worker of workers) await worker.next("ready");
+  await server.command("RPUSH", "turns:go", ...workers.map((_, i) => i));
   let refused = 0;
   for (const worker of workers) {
     const result = await worker.next("done");

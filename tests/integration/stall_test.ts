@@ -34,16 +34,16 @@ let server: RedisServer;
 before(async () => void (server = await startRedis()));
 after(() => server.stop());
 
-/** Starts a process that holds `key` and looks at it by `look`. */
+/** Starts a process that holds a lock for each of `looks`, and looks at it so. */
 function spawnSleeper(
   what: "watch" | "block" | "keep",
   kind: ClientKind,
   { url }: RedisServer,
   key: string,
   ttl: number,
-  look = "isAcquired",
+  ...looks: string[]
 ): Script {
-  return spawnScript(SLEEPER, [what, kind.name, url, key, ttl, look]);
+  return spawnScript(SLEEPER, [what, kind.name, url, key, ttl, `${looks}`]);
 }
 
 /** Tries until the lock is free; the test's own limit ends what never is. */
@@ -65,8 +65,8 @@ async function renewed({ command }: RedisServer, key: string, ttl: number) {
 }
 
 /** The holder ends with an error, and the next one notices nothing of it. */
-async function endsAlone(sleeper: Script, next: DistributedLock) {
-  const { name, reason } = await sleeper.next("ended");
+async function endsAlone(sleeper: Script, look: string, next: DistributedLock) {
+  const { name, reason } = await sleeper.next(`ended, ${look}`);
   assertEquals([name, reason], ["LockLostError", "expired"]);
   assertEquals(await sleeper.exited, { code: 0, signal: null });
   assertEquals(sleeper.stderr, "", "nothing is printed");
@@ -93,19 +93,25 @@ for (const kind of clients) {
     `${kind.name}: a process that was stopped finds its renewed lock lost`,
     async () => {
       await using opened = await kind.open(server.url);
-      await Promise.all(LOOKS.map(async (look) => {
-        const key = `stall:${kind.name}:stopped:${look}`;
-        await using sleeper = spawnSleeper("watch", kind, server, key, 1, look);
-        await sleeper.next("held");
-        sleeper.kill("SIGSTOP");
-        const next = await acquireSoon(opened.client, key);
-        const acquiredAt = Date.now();
-        sleeper.kill("SIGCONT");
-        const { lastHeld, stillHeld, reason } = await sleeper.next("lost");
+      const key = `stall:${kind.name}:stopped`;
+      await using sleeper = spawnSleeper(
+        ...["watch", kind, server, key, 2, ...LOOKS] as const,
+      );
+      for (const look of LOOKS) await sleeper.next(`held, ${look}`);
+      sleeper.kill("SIGSTOP");
+      const all = await Promise.all(LOOKS.map(async (look) => {
+        const next = await acquireSoon(opened.client, `${key}:${look}`);
+        return { look, next, acquiredAt: Date.now() };
+      }));
+      sleeper.kill("SIGCONT");
+      for (const { look, next, acquiredAt } of all) {
+        const { lastHeld, stillHeld, reason } = await sleeper.next(
+          `lost, ${look}`,
+        );
         assert(Number(lastHeld) <= acquiredAt, `two holders, by ${look}`);
         assertEquals([stillHeld, reason], [[], "expired"]);
-        await endsAlone(sleeper, next);
-      }));
+        await endsAlone(sleeper, look, next);
+      }
     },
     { timeoutMs: 30_000 },
   );
@@ -113,28 +119,33 @@ for (const kind of clients) {
   test(`${kind.name}: a blocked event loop finds its renewed lock lost`, async () => {
     await using opened = await kind.open(server.url);
     await Promise.all(["isAcquired", "aborted"].map(async (look) => {
-      const key = `stall:${kind.name}:blocked:${look}`;
+      const key = `stall:${kind.name}:blocked`;
       await using sleeper = spawnSleeper("block", kind, server, key, 1, look);
       const { isAcquired } = await sleeper.next("blocked");
       assertEquals(isAcquired, true, "it was not renewed");
-      const next = await acquireSoon(opened.client, key);
+      const next = await acquireSoon(opened.client, `${key}:${look}`);
       sleeper.send("go on");
-      const { stillHeld, reason } = await sleeper.next("lost");
+      const { stillHeld, reason } = await sleeper.next(`lost, ${look}`);
       assertEquals([stillHeld, reason], [[], "expired"]);
-      await endsAlone(sleeper, next);
+      await endsAlone(sleeper, look, next);
     }));
   });
 
   test(`${kind.name}: while the server is frozen a lock is lost in time`, async () => {
     await using frozen = await startRedis();
-    const key = "frozen";
-    await using sleeper = spawnSleeper("keep", kind, frozen, key, 1.2);
-    await sleeper.next("held");
+    const look = "isAcquired";
+    const key = `frozen:${look}`;
+    await using sleeper = spawnSleeper(
+      ...["keep", kind, frozen, "frozen", 1.2, look] as const,
+    );
+    await sleeper.next(`held, ${look}`);
     const leftMs = await renewed(frozen, key, 1.2);
     // When the server would have let the next one in.
     const expiresAt = Date.now() + leftMs;
     frozen.freeze();
-    const { lastHeld, stillHeld, reason } = await sleeper.next("lost");
+    const { lastHeld, stillHeld, reason } = await sleeper.next(
+      `lost, ${look}`,
+    );
     assertEquals([stillHeld, reason], [[], "unreachable"]);
     assert(Number(lastHeld) < expiresAt, "the server was first");
     // It still is frozen: no answer ends what the process may be waiting for.
@@ -153,7 +164,7 @@ for (const kind of clients) {
     });
     await using opened = await kind.open(durable.url);
     const { on, count } = observed(opened.client);
-    const lock = await acquireLock(on, "durable", { ttl: 4, autoExtend: true });
+    const lock = await acquireLock(on, "durable", { ttl: 3, autoExtend: true });
     const { signal } = lock;
     await durable.kill();
     await durable.restart();
@@ -172,7 +183,7 @@ for (const kind of clients) {
     await using forgetful = await startRedis();
     await using opened = await kind.open(forgetful.url);
     const { on, count } = observed(opened.client);
-    const lock = await acquireLock(on, "empty", { ttl: 4, autoExtend: true });
+    const lock = await acquireLock(on, "empty", { ttl: 3, autoExtend: true });
     const { signal } = lock;
     await until("it is renewed", () => count("extended") > 0);
     const extended = count("extended");

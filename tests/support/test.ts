@@ -78,6 +78,46 @@ test.unavailable = (name: string, why: string): void => {
   }
 };
 
+/**
+ * Tests that wait more than they do: with the first all of them begin, and each
+ * ends with its own outcome. Once all are done `finale` may look at the world,
+ * and what was left behind is told by the last.
+ */
+test.sideBySide = (
+  tests: readonly (readonly [name: string, fn: () => unknown])[],
+  finale: () => unknown = () => {},
+): void => {
+  const runs = besideEachOther(tests.map(([, fn]) => fn), finale);
+  for (const [index, [name]] of tests.entries()) {
+    nodeTest(name, { timeout: 25_000 }, runs[index]);
+  }
+};
+
+/** Runs of `fns`: the first of them begins them all. */
+export function besideEachOther(
+  fns: readonly (() => unknown)[],
+  finale: () => unknown,
+  options?: WatchOptions,
+): (() => Promise<void>)[] {
+  let open = () => {};
+  const gate = new Promise<void>((done) => open = done);
+  const outcomes = fns.map((fn) => gate.then(fn));
+  let all: Promise<void> | undefined;
+  const begin = () =>
+    watched(async () => {
+      open();
+      await Promise.allSettled(outcomes);
+      await finale();
+    }, options);
+  return outcomes.map((outcome, index) => async () => {
+    all ??= begin();
+    // Whose turn comes late finds its outcome; until then nobody asks for it.
+    for (const end of [all, ...outcomes]) end.catch(() => {});
+    if (index === fns.length - 1) await Promise.all([outcome, all]);
+    else await Promise.race([outcome, all.then(() => outcome)]);
+  });
+}
+
 /** Runs `fn` and rejects for whatever it did wrong or left behind. */
 export async function watched(
   fn: () => unknown,

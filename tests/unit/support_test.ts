@@ -13,7 +13,7 @@ import { spawnScript } from "../support/process.ts";
 import { startProxy } from "../support/proxy.ts";
 import { redisMissing, startRedis } from "../support/redis_server.ts";
 import { Onlooker, parseReply } from "../support/resp.ts";
-import { test, watched } from "../support/test.ts";
+import { besideEachOther, test, watched } from "../support/test.ts";
 
 // So that this file's own timers count as the library's.
 const folder = "/tests/unit/support_test.ts";
@@ -104,6 +104,49 @@ test("watched() ends a test that does not end", async () => {
     Error,
     "Not done after 10 ms",
   );
+});
+
+test("besideEachOther() begins all with the first, and each has its own end", async () => {
+  const seen: string[] = [];
+  let meet = () => {};
+  const met = new Promise<void>((done) => meet = done);
+  const [first, second, third] = besideEachOther([
+    () => met.then(() => seen.push("first")),
+    () => sleep(1).then(() => Promise.reject(new Error("second"))),
+    () => {
+      seen.push("third");
+      meet();
+    },
+  ], () => seen.push("finale"));
+  assertEquals(seen, []);
+  await first();
+  await assertRejects(second, Error, "second");
+  await third();
+  assertEquals(seen, ["third", "first", "finale"]);
+});
+
+test("besideEachOther() tells at the end of what was left behind", async () => {
+  const idle = () => {};
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const leak = () => {
+    timer = setTimeout(() => {}, 60_000);
+  };
+  const runs = besideEachOther([leak, idle], idle, { folder });
+  await runs[0]();
+  await assertRejects(runs[1], Error, "1 timer(s) left behind");
+  clearTimeout(timer);
+  const [only] = besideEachOther([idle], () => {
+    throw new Error("finale");
+  });
+  await assertRejects(only, Error, "finale");
+});
+
+test("besideEachOther() ends what does not end", async () => {
+  const never = () => new Promise(() => {});
+  const limit = { timeoutMs: 10 };
+  const runs = besideEachOther([never, () => {}], () => {}, limit);
+  await assertRejects(runs[0], Error, "Not done after 10 ms");
+  await assertRejects(runs[1], Error, "Not done after 10 ms");
 });
 
 test("FakeClock fires due timers in order, each at its own instant", async () => {
