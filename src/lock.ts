@@ -11,6 +11,7 @@ import {
 } from "./core/backend.ts";
 import { moment } from "./core/clock.ts";
 import {
+  LockBackendError,
   LockError,
   LockLostError,
   LockNotAcquiredError,
@@ -177,6 +178,7 @@ async function takeSeveral(
   const { label, ttlMs, waitMs } = settings;
   const clock = clockOf(backend);
   const until = clock.now() + waitMs;
+  let refusal: Refusal | undefined;
   if (backend.tryAcquireAll !== undefined) {
     const owner = drawOwner(label);
     const claims = keys.map((key) => ({ key, owner, ttlMs }));
@@ -192,6 +194,7 @@ async function takeSeveral(
       tellers[0](answer);
       return refused(keys[0], answer, settings);
     }
+    refusal = answer;
   }
   // Renewed while we wait for the others, whatever becomes of it afterwards.
   const meanwhile = { ...settings, autoExtend: true };
@@ -217,6 +220,10 @@ async function takeSeveral(
     for (const lock of taken) lock.assertHeld();
   } catch (error) {
     await Promise.all(taken.map(finish));
+    // No answer in what was left of our patience, after one that was a no.
+    const isLate = error instanceof LockBackendError &&
+      error.reply === undefined && clock.now() >= until;
+    if (isLate && refusal) return refused(keys[0], refusal, settings);
     throw error;
   }
   const [first, ...others] = keepers;

@@ -206,6 +206,8 @@ export class Room {
   #opening: Promise<void> | undefined;
   /** Nobody can call us: one has to ask again and again. */
   #isDeaf = false;
+  /** Who is to be asked for as soon as this moment is over. */
+  #coming: Party[] = [];
   #wakesAt = Infinity;
   #callOffWake = () => {};
   #usedAt = 0;
@@ -371,7 +373,7 @@ export class Room {
     }
     if (this.#line.inbox !== undefined || this.#isDeaf) {
       this.#draw(party);
-      this.#ask([party]);
+      this.#askSoon(party);
     } else void this.#tryInPassing(party, isRefused);
   }
 
@@ -386,7 +388,7 @@ export class Room {
     await this.#open();
     if (party.wish !== wish) return;
     this.#draw(party);
-    this.#ask([party]);
+    this.#askSoon(party);
   }
 
   /** A new wish, for what the first of the party wants. */
@@ -402,6 +404,20 @@ export class Room {
     this.#usedAt = this.#clock.now();
     this.#standing.set(owner, party);
     return wish;
+  }
+
+  /** Asks along with all who come in the same moment: thousands may. */
+  #askSoon(party: Party): void {
+    if (this.#coming.push(party) > 1) return;
+    queueMicrotask(() => {
+      const all = this.#coming;
+      this.#coming = [];
+      this.#ask(
+        all.filter(({ wish, asking }) =>
+          wish !== undefined && asking === undefined
+        ),
+      );
+    });
   }
 
   #ask(parties: readonly Party[]): void {
