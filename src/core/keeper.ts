@@ -130,8 +130,11 @@ export class Keeper {
     const leftMs = this.#validMs - Math.max(passedMs, passedByWallMs);
     const leftToHoldMs = this.terms.maxHoldMs - (now - this.#since);
     // The monotonic clock never runs ahead: what is over by it is over.
-    if (passedMs >= this.#validMs) this.#runOut();
-    else if (leftToHoldMs <= 0) this.lose("max-hold");
+    const isOver = passedMs >= this.#validMs;
+    // Looked at late, both may be over: what came first is the reason.
+    if (leftToHoldMs <= 0 && !(isOver && this.needsRenewal)) {
+      this.lose("max-hold");
+    } else if (isOver) this.#runOut();
     else if (this.#isInDoubt) return 0;
     else if (Math.abs(passedByWallMs - passedMs) > this.#unsureMs) {
       void this.#settleDoubt();

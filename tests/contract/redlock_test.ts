@@ -102,7 +102,8 @@ for (const name of ["ioredis", "redis"]) {
   lockContract(`redlock of ${name}`, async () => {
     const { targets, close } = await openAll(name);
     return {
-      on: redlock(targets),
+      // Many begin at once, on a machine that may be busy.
+      on: redlock(targets, { serverTimeoutMs: 10_000 }),
       pass,
       keysLeft: () => keysOn(`*contract:redlock of ${name}:*`),
       [Symbol.asyncDispose]: close,
@@ -146,8 +147,8 @@ waitContract("redlock of ioredis", "no line", async () => {
   const events: LockEvent[] = [];
   const onEvent = (event: LockEvent) => void events.push(event);
   return {
-    here: { on: redlock(here.targets) },
-    there: { on: redlock(there.targets) },
+    here: { on: redlock(here.targets, { serverTimeoutMs: 10_000 }) },
+    there: { on: redlock(there.targets, { serverTimeoutMs: 10_000 }) },
     observed: { on: redlock(here.targets, { onEvent }), events },
     pass,
     stall,

@@ -275,3 +275,11 @@ test("Keeper makes the short lease of a turn a full one, and leaves it at that",
   await clock.advance(TTL_MS);
   assertEquals(keeper.loss?.reason, "expired");
 });
+
+test("Keeper: looked at late, it is lost for what came first", async () => {
+  for (const [maxHoldMs, reason] of [[9_000, "max-hold"], [9_950, "expired"]]) {
+    const { clock, keeper } = await keep({ maxHoldMs: Number(maxHoldMs) });
+    clock.stall(60_000);
+    assertEquals(keeper.loss?.reason, reason);
+  }
+});
