@@ -29,7 +29,7 @@ import {
   type Settings,
   wrongType,
 } from "./core/options.ts";
-import { type Patience, wait } from "./core/wait.ts";
+import { type Patience, wait, withPatience } from "./core/wait.ts";
 import { tell } from "./core/events.ts";
 
 /**
@@ -185,9 +185,14 @@ async function takeSeveral(
     const tellers = claims.map((claim) =>
       backend.onEvent ? telling(backend, claim, same) : same
     );
-    const answer = await acquireAll(backend, claims, settings);
+    const atOnce = (terms: Terms) => acquireAll(backend, claims, terms);
+    const answer = await (waitMs === 0
+      ? atOnce(settings)
+      : withPatience(backend, keys[0], settings, waitMs, atOnce));
     if (!("granted" in answer)) {
-      answer.forEach((keeper, i) => tellers[i](keeper));
+      answer.forEach((keeper, i) =>
+        tellers[i](keeper)
+      );
       return handle(backend, answer[0], answer.slice(1));
     }
     if (waitMs === 0) {
@@ -219,7 +224,8 @@ async function takeSeveral(
     }
     for (const lock of taken) lock.assertHeld();
   } catch (error) {
-    await Promise.all(taken.map(finish));
+    // Not waited for: the caller was promised to be told in time.
+    void Promise.all(taken.map(finish));
     // No answer in what was left of our patience, after one that was a no.
     const isLate = error instanceof LockBackendError &&
       error.reply === undefined && clock.now() >= until;

@@ -72,10 +72,12 @@ class MemoryBackend implements Backend {
   readonly name = "memory";
   readonly line: Line & { inbox: string | undefined } = {
     inbox: undefined,
-    open: (ears) => {
+    open: async (ears) => {
       this.#ears = ears;
+      // As on a server, whoever waits for this is there before who comes then.
+      await undefined;
       this.line.inbox = INBOX;
-      return Promise.resolve(true);
+      return true;
     },
     stand: (wishes, isPassing) =>
       Promise.resolve(wishes.map((wish) => this.#stand(wish, isPassing))),
@@ -206,7 +208,7 @@ class MemoryBackend implements Backend {
     let row = this.#look(key);
     if (row?.owner === owner) {
       this.#take(wish);
-      return this.#turn(wish, row);
+      return this.#turn(row, row.expiresAt - at, at);
     }
     if (row === undefined) {
       const [head] = this.#lines.get(key) ?? [];
@@ -246,17 +248,17 @@ class MemoryBackend implements Backend {
   /** Makes the owner of a wish that of the key. */
   #give(wish: Wish): Turn {
     const { key, owner, ttlMs, tokens } = wish;
-    const row: Row = { owner, expiresAt: this.clock.now() + ttlMs };
+    const at = this.clock.now();
+    const row: Row = { owner, expiresAt: at + ttlMs };
     if (tokens > 0) row.fencingToken = this.#drawToken(tokens);
     this.#rows.set(key, row);
     if (this.#rows.size >= this.#sweepAt) this.#sweep();
-    return this.#turn(wish, row);
+    return this.#turn(row, ttlMs, at);
   }
 
-  #turn({ tokens }: Wish, { expiresAt, fencingToken }: Row): Turn {
-    const at = this.clock.now();
-    const turn = { granted: true as const, leftMs: expiresAt - at, at };
-    return tokens > 0 && fencingToken ? { ...turn, fencingToken } : turn;
+  #turn({ fencingToken }: Row, leftMs: number, at: number): Turn {
+    const turn = { granted: true as const, leftMs, at };
+    return fencingToken === undefined ? turn : { ...turn, fencingToken };
   }
 
   /** Gives a key that nobody has to the first in line: who is to be called. */

@@ -33,6 +33,7 @@ import {
   HAND_OVER,
   INQUIRE,
   INSPECT,
+  LINE_MS,
   RAISE_FENCE,
   refusal,
   RELEASE,
@@ -72,6 +73,7 @@ export class RedisBackend implements Backend {
   readonly onEvent: ((event: LockEvent) => void) | undefined;
   /** Which keys are in use, where the client can tell. */
   readonly scan: Backend["scan"];
+  /** Who waits for each key. */
   line: RedisLine | undefined;
   /** For what may be a double, whose EVAL can do no more than the release. */
   readonly findLine: Backend["findLine"];
@@ -125,9 +127,15 @@ export class RedisBackend implements Backend {
     const failed = (cause: unknown): never => {
       throw this.#acquireFailure(claim, cause);
     };
-    const reply = ttlMs % 1000 === 0
-      ? port.setIfAbsent(key, owner, "EX", ttlMs / 1000)
-      : port.setIfAbsent(key, owner, "PX", ttlMs);
+    let reply: Promise<unknown>;
+    try {
+      reply = ttlMs % 1000 === 0
+        ? port.setIfAbsent(key, owner, "EX", ttlMs / 1000)
+        : port.setIfAbsent(key, owner, "PX", ttlMs);
+    } catch (cause) {
+      // Somebody's wrapper may throw where a client rejects.
+      return Promise.reject(this.#acquireFailure(claim, cause));
+    }
     return reply.then((reply) => {
       // As text: a client may be told to give bytes.
       if (reply === "OK" || String(reply) === "OK") return GRANTED;
@@ -336,8 +344,9 @@ export class RedisBackend implements Backend {
     // Several keys may have one owner.
     const name = owner + key;
     const port = this.#port;
-    // Past this the server has dropped it by itself.
-    const until = clock.now() + ttlMs;
+    // Past this the server has dropped it by itself; a line that others stand
+    // in stays, so that the wish has to be taken out of it.
+    const until = clock.now() + (leaving === "" ? ttlMs : ttlMs + LINE_MS);
     let pauseMs = CLEAN_UP_FIRST_MS;
     let callOff = () => {};
     const finish = () => {

@@ -64,14 +64,20 @@ const FENCE_MS = 86_400_000;
 
 /** Deletes the lock if `owner` still has it and nobody stands in line. One
  * script, or our hold may end between GET and DEL and we delete another's. */
-export const RELEASE = define({
-  keys: ["lock", "line"],
-  args: ["owner"],
+const FREE = {
   lua: `local now = redis.call("GET", lock)
 if now ~= owner then return now and -1 or 0 end
 if redis.call("EXISTS", line) == 1 then return 2 end
 return redis.call("DEL", lock)`,
-  decode: (reply) => Number(reply) === 2 ? "wanted" as const : toVerdict(reply),
+  decode: (reply: unknown) =>
+    Number(reply) === 2 ? "wanted" as const : toVerdict(reply),
+};
+
+/** Frees the lock, unless it is wanted. */
+export const RELEASE = define({
+  keys: ["lock", "line"],
+  args: ["owner"],
+  ...FREE,
 });
 
 /** The same for what may be a double, which looks for the owner behind one
@@ -79,8 +85,7 @@ return redis.call("DEL", lock)`,
 export const RELEASE_PLAIN = define({
   keys: ["lock"],
   args: ["owner", "line"],
-  lua: RELEASE.lua.slice(RELEASE.lua.indexOf("local now")),
-  decode: RELEASE.decode,
+  ...FREE,
 });
 
 /** Makes each lock last its ttl from now if its owner still has it: of any
@@ -162,10 +167,10 @@ return 1`,
 
 /** The lease that comes with a turn: short, until whoever it is has taken it
  * up, so that one who is gone costs the others no more than this. */
-export const SHORT_MS = 2_000;
+const SHORT_MS = 2_000;
 
 /** How long a line is remembered of which nobody has been heard. */
-const LINE_MS = 10_000;
+export const LINE_MS = 10_000;
 
 /**
  * A line is a sorted set: who stands there, by ticket. A member says all that

@@ -114,6 +114,7 @@ function listen(
 ): () => void {
   let isOpen = true;
   let ear: Ear | undefined;
+  let isWanted = false;
   const close = () => {
     if (!isOpen) return;
     isOpen = false;
@@ -140,7 +141,6 @@ function listen(
         maintNotifications: "disabled",
         socket: {
           ...node.options?.socket,
-          // That node of a Cluster is gone: another may do as well.
           reconnectStrategy: (times: number) =>
             isOneOfMany && times > 2
               ? new Error("The node is gone")
@@ -153,8 +153,21 @@ function listen(
     } catch (reason) {
       if (!isOpen) return;
       if (client.masters === undefined) listener.onFail(reason);
-      else setTimeout(listenAtOne, BACK_AFTER_MS);
+      else again();
     }
+  }
+
+  /** That node of a Cluster is gone: another may do as well. Told of it twice,
+   * by an event and by a rejection, we listen once. */
+  function again(): void {
+    if (isWanted) return;
+    isWanted = true;
+    const timer = setTimeout(() => {
+      isWanted = false;
+      if (isOpen) void listenAtOne();
+    }, BACK_AFTER_MS);
+    // Deno's types speak of a number; all three runtimes give an object.
+    (timer as { unref?(): void }).unref?.();
   }
 
   function listenWith(ear: Ear): void {
@@ -170,7 +183,7 @@ function listen(
     };
     // Without a listener the process would die of it; it comes back by itself.
     ear.on("error", () => {
-      if (isOpen && !ear.isOpen) void listenAtOne();
+      if (isOpen && !ear.isOpen) again();
     });
     ear.on("ready", () => {
       if (!isOpen) return;

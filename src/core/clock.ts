@@ -49,13 +49,16 @@ export interface Moment {
 
 /** Two clocks that are read one after the other are to be no further apart. */
 const TORN_MS = 5;
+/** How often to try that. */
+const TRIES = 3;
 
 /** This moment; read again if the process lost its turn between the clocks. */
 export function moment(clock: Clock): Moment {
-  for (let now = clock.now();;) {
+  let now = clock.now();
+  for (let times = 1;; times++) {
     const wall = clock.wall();
     const then = clock.now();
-    if (then - now < TORN_MS) return { now, wall };
+    if (then - now < TORN_MS || times === TRIES) return { now, wall };
     now = then;
   }
 }

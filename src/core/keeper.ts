@@ -163,7 +163,7 @@ export class Keeper {
     return this.#clock.now() - this.#asked.now >= this.#validMs;
   }
 
-  /** From now on it is kept on these terms, which must not be stricter. */
+  /** From now on it is kept on these terms: renewed, or not any more. */
   keepOn(terms: Terms): void {
     this.terms = terms;
     if (!this.#isRenewed) renewalOf(this.#backend).drop(this);
@@ -246,7 +246,8 @@ export class Keeper {
     })();
     this.#byHand++;
     this.isUnderWay(turn);
-    void turn.finally(() => this.#byHand--);
+    const isDone = () => void this.#byHand--;
+    turn.then(isDone, isDone);
     const { key } = this.claim;
     // A server that says nothing is waited for until the loss, and no longer.
     const limitMs = this.remainingMs;

@@ -540,9 +540,8 @@ export class Room {
       terms,
       turn.nextToken(),
       Math.min(lease.ms, ttlMs),
-      // Or asked for by one who wanted it for less, or more, and has left. A
-      // little may be gone.
-      lease.isShort || lease.ms < ttlMs * 0.9 || lease.ms > ttlMs,
+      // Or asked for by one who wanted it for less, or more, and has left.
+      lease.isShort || lease.ms !== ttlMs,
     );
     keeper.turn = turn;
     this.#seated.set(owner, keeper);
@@ -651,12 +650,12 @@ export class Room {
     const at = party.waiters.indexOf(waiter);
     if (at < 0) return;
     party.waiters.splice(at, 1);
-    const { wish, failure, asking } = party;
+    const { wish, failure } = party;
     if (reason === "late") {
       const now = this.#clock.now();
       const { place, freeAt } = party;
       if (failure !== undefined) waiter.fail(failure);
-      else if (party.asked === undefined && asking !== undefined) {
+      else if (this.#isUnanswered(party)) {
         if (!isLastCall) {
           // Its first answer may be on its way: little patience is not none.
           party.waiters.splice(at, 0, waiter);
@@ -684,6 +683,14 @@ export class Room {
     this.#close(party);
   }
 
+  /** Whether nobody has said yet that the key is taken. */
+  #isUnanswered({ key, asked, asking, turn }: Party): boolean {
+    const tried = this.#trying.get(key);
+    const isTrying = tried !== undefined && tried.keeper === undefined;
+    return asked === undefined && turn === undefined &&
+      (asking !== undefined || isTrying);
+  }
+
   /** The wish of `party` is no more. */
   #forget(party: Party): void {
     if (party.wish === undefined) return;
@@ -691,6 +698,9 @@ export class Room {
     party.wish = undefined;
     party.asking = undefined;
     party.asked = undefined;
+    party.place = undefined;
+    party.freeAt = undefined;
+    party.failure = undefined;
     party.askAt = Infinity;
     if (this.#standing.size === 0) this.#wakeAt(Infinity);
   }

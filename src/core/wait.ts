@@ -1,8 +1,14 @@
 /** Patience: one who waits, and how to wait where there is no line. */
 
 import { acquire } from "./acquire.ts";
-import { type Backend, type Claim, clockOf, type Refusal } from "./backend.ts";
-import type { Clock } from "./clock.ts";
+import {
+  type Backend,
+  type Claim,
+  clockOf,
+  type Line,
+  type Refusal,
+} from "./backend.ts";
+import { type Clock, within } from "./clock.ts";
 import { LockBackendError } from "./errors.ts";
 import { Keeper, type Terms } from "./keeper.ts";
 import { drawOwner } from "./keys.ts";
@@ -45,14 +51,63 @@ export function wait<T>(
       ? tryInPassing(backend, room, claim, terms, patience, settle)
       : waitInLine(room, claim, terms, patience, settle);
   }
-  const toPoll = () => poll(backend, claim, terms, patience).then(settle);
-  return backend.findLine === undefined
-    ? toPoll()
-    : backend.findLine().then((line) =>
-      line === undefined
-        ? toPoll()
-        : waitInLine(roomOf(backend, line), claim, terms, patience, settle)
-    );
+  if (backend.findLine === undefined) {
+    return poll(backend, claim, terms, patience).then(settle);
+  }
+  return find(backend, claim.key, patience).then(({ line, waitMs }) => {
+    const rest = { ...patience, waitMs };
+    return line === undefined
+      ? poll(backend, claim, terms, rest).then(settle)
+      : waitInLine(roomOf(backend, line), claim, terms, rest, settle);
+  });
+}
+
+/** Finds out whether there are lines, and what is left of the patience then. */
+async function find(
+  backend: Backend,
+  key: string,
+  { waitMs }: Patience,
+): Promise<{ line: Line | undefined; waitMs: number }> {
+  const clock = clockOf(backend);
+  const until = clock.now() + waitMs;
+  const findLine = () => backend.findLine!();
+  const line = await within(clock, waitMs, findLine).catch(() => {
+    throw unanswered(key, waitMs);
+  });
+  return { line, waitMs: Math.max(1, until - clock.now()) };
+}
+
+function unanswered(key: string, waitMs: number): LockBackendError {
+  const what = `no answer from the server in ${waitMs} ms`;
+  return new LockBackendError(key, `Cannot wait for "${key}": ${what}`);
+}
+
+/**
+ * Makes `attempt` on terms whose signal also ends it when patience does.
+ *
+ * @throws {LockBackendError} `late`, as a rejection: it had no answer by then.
+ */
+export async function withPatience<T>(
+  backend: Backend,
+  key: string,
+  terms: Terms,
+  waitMs: number,
+  attempt: (terms: Terms, late: LockBackendError) => Promise<T>,
+): Promise<T> {
+  const { signal } = terms;
+  const end = new AbortController();
+  const stop = () => end.abort(signal!.reason);
+  signal?.addEventListener("abort", stop, { once: true });
+  const late = unanswered(key, waitMs);
+  const callOff = waitMs === Infinity
+    ? () => {}
+    : clockOf(backend).setTimer(() => end.abort(late), waitMs, true);
+  try {
+    return await attempt({ ...terms, signal: end.signal }, late);
+  } finally {
+    callOff();
+    signal?.removeEventListener("abort", stop);
+  }
 }
 
 /**
@@ -70,11 +125,15 @@ function tryInPassing<T>(
   const { key } = claim;
   const { waitMs } = patience;
   return new Promise((resolve, reject) => {
-    const attempt = room.watch(key, waitMs, () => {
-      const text = `no answer from the server in ${waitMs} ms`;
-      reject(new LockBackendError(key, `Cannot wait for "${key}": ${text}`));
-    });
-    acquire(backend, claim, terms, (answer) => {
+    const late = () => reject(unanswered(key, waitMs));
+    const attempt = room.watch(key, waitMs, late);
+    const failed = (error: unknown) => {
+      reject(error);
+      if (attempt.keeper !== undefined) return;
+      room.unwatch(attempt);
+      room.follow(attempt);
+    };
+    const answered = (answer: Keeper | Refusal) => {
       if (attempt.isLate) {
         if (!(answer instanceof Keeper)) return;
         answer.release();
@@ -88,15 +147,16 @@ function tryInPassing<T>(
         resolve(waitInLine(room, claim, terms, rest, settle, true));
         room.follow(attempt);
       }
-    }).catch((error) => {
-      reject(error);
-      if (attempt.keeper !== undefined) return;
-      room.unwatch(attempt);
-      room.follow(attempt);
-    });
+    };
+    try {
+      acquire(backend, claim, terms, answered).catch(failed);
+    } catch (error) {
+      failed(error);
+    }
   });
 }
 
+/** Waits in the room for one's turn. */
 function waitInLine<T>(
   room: Room,
   claim: Claim,
@@ -197,7 +257,7 @@ export class Waiter {
 }
 
 /** Tries again and again, with pauses that differ, or all would try at once. */
-async function poll(
+function poll(
   backend: Backend,
   claim: Claim,
   terms: Terms,
@@ -205,46 +265,48 @@ async function poll(
 ): Promise<Keeper | Refusal> {
   const clock = clockOf(backend);
   const { signal } = terms;
-  const patience = new AbortController();
-  const stop = () => patience.abort(signal!.reason);
-  signal?.addEventListener("abort", stop, { once: true });
-  // Ends an attempt that is not answered, too; if others were, by their answer.
-  const late = new LockBackendError(
-    claim.key,
-    `Cannot wait for "${claim.key}": no answer from the server in ${waitMs} ms`,
-  );
-  const callOff = waitMs === Infinity
-    ? () => {}
-    : clock.setTimer(() => patience.abort(late), waitMs, true);
   const until = clock.now() + waitMs;
-  const bounded = { ...terms, signal: patience.signal };
   let pauseMs = POLL_FIRST_MS;
   let last: Refusal | undefined;
-  try {
-    for (;;) {
-      const answer = await acquire(backend, claim, bounded, (answer) => answer);
-      if (!("granted" in answer)) return answer;
-      last = answer;
-      const leftMs = until - clock.now();
-      const spreadMs = pauseMs * (0.5 + Math.random());
-      const nextMs = Math.min(spreadMs, (answer.retryAfterMs ?? Infinity) + 1);
-      if (leftMs <= nextMs) {
-        await pause(clock, leftMs - 1, signal);
-        return answer;
+  return withPatience(
+    backend,
+    claim.key,
+    terms,
+    waitMs,
+    async (terms, late) => {
+      try {
+        for (;;) {
+          const answer = await acquire(
+            backend,
+            claim,
+            terms,
+            (answer) => answer,
+          );
+          if (!("granted" in answer)) return answer;
+          last = answer;
+          const leftMs = until - clock.now();
+          const spreadMs = pauseMs * (0.5 + Math.random());
+          const nextMs = Math.min(
+            spreadMs,
+            (answer.retryAfterMs ?? Infinity) + 1,
+          );
+          if (leftMs <= nextMs) {
+            await pause(clock, leftMs - 1, signal);
+            return answer;
+          }
+          await pause(clock, nextMs, signal);
+          pauseMs = Math.min(pauseMs * 2, POLL_LAST_MS);
+          // Each try by a name of its own: what a quorum cleans up after the last
+          // one may reach a server late, and must not take the next one's vote.
+          claim = { ...claim, owner: drawOwner(label) };
+        }
+      } catch (error) {
+        // Without an answer is only the last try.
+        if (error === late && last !== undefined) return last;
+        throw error;
       }
-      await pause(clock, nextMs, signal);
-      pauseMs = Math.min(pauseMs * 2, POLL_LAST_MS);
-      // Each try by a name of its own: what a quorum cleans up after the last
-      // one may reach a server late, and must not take the next one's vote.
-      claim = { ...claim, owner: drawOwner(label) };
-    }
-  } catch (error) {
-    if (error === late && last !== undefined) return last;
-    throw error;
-  } finally {
-    callOff();
-    signal?.removeEventListener("abort", stop);
-  }
+    },
+  );
 }
 
 /** Resolves after `ms`, or rejects with the signal's reason. */

@@ -87,7 +87,7 @@ export function lockContract(
     const lock = await acquireLock(on, key, { ttl: 10 });
     assertInstanceOf(lock, DistributedLock);
     assertEquals([lock.key, lock.keys], [key, [key]]);
-    assertMatch(lock.owner, /^[0-9a-f]{32}@/);
+    assertMatch(lock.owner, /^[0-9a-f]{32}@$/);
     assert(lock.isAcquired());
     assert(lock.remainingMs > 9_000 && lock.remainingMs <= 10_000 - 102);
     lock.assertHeld();

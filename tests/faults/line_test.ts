@@ -30,6 +30,8 @@ import { until } from "../support/until.ts";
 const WAITER = new URL("./waiter.ts", import.meta.url);
 /** A bound that is exceeded only where the short lease has to heal it (2 s). */
 const LIMIT_MS = 1_900;
+/** And one where those who wait have to find out by themselves (1.2 s). */
+const TOLD_MS = 900;
 const PATIENT: LockOptions = { ttl: 30, waitMs: 20_000, localTurns: 0 };
 
 const kinds = clients.filter(({ name }) =>
@@ -160,13 +162,13 @@ async function soon(
   waiting: Promise<DistributedLock>,
   freeAt: number,
   { kind }: Scene,
+  limitMs = LIMIT_MS,
 ): Promise<DistributedLock> {
   let limit: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<never>((_, reject) => {
-    const leftMs = freeAt + LIMIT_MS - Date.now();
     limit = setTimeout(
-      () => reject(new Error(`Not served ${LIMIT_MS} ms after it was free`)),
-      leftMs,
+      () => reject(new Error(`Not served ${limitMs} ms after it was free`)),
+      freeAt + limitMs - Date.now(),
     );
   });
   try {
@@ -218,7 +220,13 @@ story("the first in line is killed", async (scene) => {
   script.kill();
   await script.exited;
   await holder.release();
-  const lock = await soon("first in line killed", next, Date.now(), scene);
+  const lock = await soon(
+    "first in line killed",
+    next,
+    Date.now(),
+    scene,
+    TOLD_MS,
+  );
   assert(lock.fencingToken! > holder.fencingToken!);
   assert(await lock.release());
   await nothingLeft(key);
@@ -312,7 +320,13 @@ story(
         ),
     );
     await holder.release();
-    const lock = await soon("listener killed before", next, Date.now(), scene);
+    const lock = await soon(
+      "listener killed before",
+      next,
+      Date.now(),
+      scene,
+      TOLD_MS,
+    );
     assert(await lock.release());
     await nothingLeft(key, own);
   },
@@ -339,6 +353,7 @@ story(
         Promise.race(next),
         freeAt,
         scene,
+        TOLD_MS,
       );
       assert(await lock.release());
       const all = await Promise.all(next);
@@ -389,7 +404,13 @@ story(
     const released = holder.release().catch(() => "unknown");
     await dropped;
     const freeAt = await changed(key, owner);
-    const lock = await soon("answer to release lost", next, freeAt, scene);
+    const lock = await soon(
+      "answer to release lost",
+      next,
+      freeAt,
+      scene,
+      TOLD_MS,
+    );
     await released;
     assertFalse(holder.isAcquired());
     assert(await lock.release());
@@ -443,6 +464,7 @@ story("the server forgets everything", async (scene) => {
     Promise.race([first, second]),
     freeAt,
     scene,
+    TOLD_MS,
   );
   // Gone from under its holder, who hears of it when it asks.
   await holder.extend().catch(() => {});
@@ -472,7 +494,13 @@ story(
     await own.kill();
     await own.restart();
     const freeAt = Date.now();
-    const lock = await soon("restart", Promise.race(all), freeAt, scene);
+    const lock = await soon(
+      "restart",
+      Promise.race(all),
+      freeAt,
+      scene,
+      TOLD_MS,
+    );
     await holder.extend().catch(() => {});
     assertFalse(holder.isAcquired());
     assert(await lock.release());
@@ -490,6 +518,29 @@ story(
     await nothingLeft(key, own);
   },
 );
+
+story("one who knows of no line holds the key", async (scene) => {
+  const { key } = scene;
+  const own = await scene.serve();
+  const on = await scene.open(own.url);
+  await own.command("SET", key, "another library's", "PX", 60_000);
+  const next = wait(on, key);
+  await inLine(key, 1, own);
+  const asked = async () =>
+    Number(
+      /cmdstat_evalsha:calls=(\d+)/.exec(
+        String(await own.command("INFO", "commandstats")),
+      )?.[1] ?? 0,
+    );
+  const before = await asked();
+  // At most one would be sent behind one of us.
+  await until("it is asked for", async () => await asked() > before + 4, 3_000);
+  await own.command("DEL", key);
+  const what = "freed by one who knows of no line";
+  const lock = await soon(what, next, Date.now(), scene, TOLD_MS);
+  assert(await lock.release());
+  await nothingLeft(key, own);
+});
 
 story("SUBSCRIBE is forbidden", async (scene) => {
   const { key, kind } = scene;

@@ -267,6 +267,34 @@ for (const how of ["without waiting", "by a turn"]) {
   );
 }
 
+for (const kind of kinds) {
+  test(
+    `${kind.name}: a lease that is hardly longer than a turn's is made whole`,
+    async () => {
+      await using own = await startRedis();
+      await using one = await kind.open(own.url);
+      await using two = await kind.open(own.url);
+      const extended: number[] = [];
+      const on = redis(two.client as IoredisClient, {
+        onEvent: (event) => {
+          if (event.type === "extended") extended.push(event.ttlMs);
+        },
+      });
+      const holder = await acquireLock(one.client, "whole");
+      const next = wait(on, "whole", { ttl: 2.1 });
+      await inLine("whole", 1, own);
+      await holder.release();
+      const lock = await next;
+      assert(lock.remainingMs <= 2_000, "given for longer than a turn's lease");
+      await until("it is made whole", () => extended.length > 0);
+      assertEquals(extended, [2_100]);
+      assert(lock.isAcquired());
+      await lock.release();
+    },
+    { allowTimers: LISTENS_ON },
+  );
+}
+
 costs(
   "an acquisition costs the same, however many wait",
   async (on, own, kind) => {

@@ -1,0 +1,126 @@
+/** The waiting room at its edges, on a hand-cranked clock. */
+import { assert, assertEquals, assertInstanceOf } from "@std/assert";
+
+import {
+  acquireLock,
+  type Backend,
+  LockBackendError,
+  LockNotAcquiredError,
+} from "@dreamer/utils/lock";
+import { memory } from "@dreamer/utils/lock/memory";
+import type { Clock } from "../../../src/core/clock.ts";
+import { FakeClock, settle } from "../../support/fake_clock.ts";
+import { test } from "../../support/test.ts";
+
+const caught = (promise: Promise<unknown>) => promise.catch((error) => error);
+
+test("a lock that was waited for is renewed only where that is wanted", async () => {
+  const fake = new FakeClock();
+  let reads = 0;
+  // As a real one does, it moves on from one look to the next.
+  const clock: Clock = {
+    now: () => fake.now() + ++reads / 1_000,
+    wall: () => fake.wall(),
+    setTimer: (callback, ms) => fake.setTimer(callback, ms),
+  };
+  const on = memory({ clock });
+  const options = { ttl: 10, waitMs: 1_000 };
+  const first = await acquireLock(on, "k", options);
+  const next = acquireLock(on, "k", options);
+  await settle();
+  await fake.advance(20);
+  await first.release();
+  const lock = await next;
+  // The time of the turn runs out, and what looked after the attempt.
+  await fake.advance(100);
+  assertEquals(fake.pending, 0, "it is to be renewed");
+  await fake.advance(10_000);
+  assertEquals(lock.isAcquired(), false);
+});
+
+test("who comes during an attempt that is not answered is told so, and not that it is taken", async () => {
+  const clock = new FakeClock();
+  const on = frozen(memory({ clock }), "tryAcquire");
+  const first = caught(acquireLock(on, "k", { waitMs: 5_000 }));
+  const second = caught(acquireLock(on, "k", { waitMs: 100 }));
+  await settle();
+  await clock.advance(120);
+  assertInstanceOf(await second, LockBackendError);
+  await clock.advance(5_000);
+  assertInstanceOf(await first, LockBackendError);
+});
+
+test("who comes during an attempt stands behind it", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const holder = await acquireLock(on, "k");
+  const order: string[] = [];
+  const all = ["a", "b", "c"].map(async (who) => {
+    const lock = await acquireLock(on, "k", { waitMs: 10_000 });
+    order.push(who);
+    await lock.release();
+  });
+  await settle();
+  await holder.release();
+  await Promise.all(all);
+  assertEquals(order, ["a", "b", "c"]);
+});
+
+test("a backend that throws where it should reject leaves nobody waiting", async () => {
+  const on: Backend = memory({ clock: new FakeClock() });
+  const { tryAcquire } = on;
+  const broken = new Error("broken");
+  on.tryAcquire = () => {
+    throw broken;
+  };
+  for (let time = 0; time < 2; time++) {
+    const options = { waitMs: Infinity };
+    assertEquals(await caught(acquireLock(on, "k", options)), broken);
+  }
+  on.tryAcquire = tryAcquire;
+  const lock = await acquireLock(on, "k", { waitMs: Infinity });
+  assert(lock.isAcquired());
+});
+
+test("several keys are waited for no longer than one", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { tryAcquireAll } = on;
+  let answer = () => {};
+  on.tryAcquireAll = async (claims, isFenced) => {
+    const grants = await tryAcquireAll!.call(on, claims, isFenced);
+    await new Promise<void>((resolve) => answer = resolve);
+    return grants;
+  };
+  const waiting = caught(acquireLock(on, ["a", "b"], { waitMs: 100 }));
+  await settle();
+  await clock.advance(120);
+  assertInstanceOf(await waiting, LockBackendError);
+  // What is granted after that goes back.
+  answer();
+  await settle();
+  on.tryAcquireAll = tryAcquireAll;
+  const lock = await acquireLock(on, ["a", "b"], { throwOnFail: false });
+  assert(lock?.isAcquired());
+});
+
+test("patience that runs out says where one stood, and for how long it is taken", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  await acquireLock(on, "k", { ttl: 10 });
+  const options = { waitMs: 1_000, localTurns: 0 };
+  const all = [1, 2].map(() => caught(acquireLock(on, "k", options)));
+  await settle();
+  await clock.advance(1_020);
+  for (const [i, refused] of (await Promise.all(all)).entries()) {
+    assertInstanceOf(refused, LockNotAcquiredError);
+    assertEquals(refused.place, i + 1);
+    assert(refused.retryAfterMs! > 8_000 && refused.retryAfterMs! <= 9_000);
+  }
+});
+
+/** The same, but `name` is never answered. */
+function frozen(on: Backend, name: "tryAcquire"): Backend {
+  on[name] = () => new Promise(() => {});
+  return on;
+}
