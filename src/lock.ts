@@ -732,14 +732,16 @@ export class DistributedLock implements AsyncDisposable {
     const heldMs = begunAt === undefined ? 0 : keeper.heldMs;
     const { turn } = keeper;
     const lease = turn && keeper.lease;
-    keeper.release();
     if (lease !== undefined && turn!.canPass(keeper, lease)) {
       // To another of this process: the server need not know.
       this.#mayBeThere = false;
-      if (begunAt !== undefined) this.#tellOfRelease(heldMs, begunAt);
-      turn!.pass(this.#claim.owner, lease);
+      keeper.passOn(() => {
+        if (begunAt !== undefined) this.#tellOfRelease(heldMs, begunAt);
+        turn!.pass(this.#claim.owner, lease);
+      });
       return Promise.resolve(then("done", undefined));
     }
+    keeper.release();
     const done = (verdict: Verdict): T => {
       this.#releasing = undefined;
       this.#mayBeThere = false;

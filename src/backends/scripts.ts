@@ -10,6 +10,7 @@ import {
   type Turn,
   type Verdict,
 } from "../core/backend.ts";
+import { OWNER_LENGTH } from "../core/keys.ts";
 
 /** One value for each name. */
 type Values<Names extends readonly string[]> = { [I in keyof Names]: string };
@@ -188,11 +189,11 @@ export const LINE_MS = 10_000;
  * whom we may not call, the lock is given in silence.
  */
 const LINE = `local time = redis.call("TIME")
-local now = time[1] * 1000000 + time[2]
+local now, at = time[1] * 1000000 + time[2], time[1] .. " " .. time[2]
 local function give(lock, fence, member, most)
   local ttl, tokens, owner = string.match(member, "^(%d+) (%d+) (.*)$")
   local lease = tonumber(ttl) > most and most or ttl
-  local token = ""
+  local token = "-"
   if tokens ~= "0" then
     local last = tonumber(redis.call("GET", fence) or 0)
     token = string.format("%.0f", math.max(last + 1, now))
@@ -203,17 +204,20 @@ local function give(lock, fence, member, most)
   return owner, lease, token
 end
 local function queue(line, member, ticket)
-  local isBack = ticket
-  if not ticket then
-    local last = redis.call("ZRANGE", line, -1, -1, "WITHSCORES")[2]
-    ticket = last and tonumber(last) >= now and last + 1 or now
-  end
-  ticket = string.format("%.0f", ticket)
-  local isNew = redis.call("ZADD", line, "NX", ticket, member) == 1
+  local score = string.format("%.0f", ticket or now)
+  local isNew = redis.call("ZADD", line, "NX", score, member) == 1
   redis.call("PEXPIRE", line, ${LINE_MS})
-  if isNew and not isBack then return ticket, redis.call("ZCARD", line) end
-  ticket = redis.call("ZSCORE", line, member)
-  return ticket, redis.call("ZRANK", line, member) + 1
+  if ticket or not isNew then
+    score = redis.call("ZSCORE", line, member)
+    return score, redis.call("ZRANK", line, member) + 1
+  end
+  local size = redis.call("ZCARD", line)
+  if size > 1 and redis.call("ZCOUNT", line, score, "+inf") > 1 then
+    local last = redis.call("ZRANGE", line, -1, -1, "WITHSCORES")[2]
+    score = string.format("%.0f", last + 1)
+    redis.call("ZADD", line, score, member)
+  end
+  return score, size
 end
 local function handOver(lock, line, fence, mine)
   while true do
@@ -223,10 +227,11 @@ local function handOver(lock, line, fence, mine)
       return
     end
     local owner, lease, token = give(lock, fence, head, ${SHORT_MS})
-    local inbox = string.match(owner, "^%x+@(%x+%*?)")
+    local inbox = string.match(owner, "^(%x+%*?)", ${OWNER_LENGTH + 1})
     if inbox == mine and inbox then return owner, lease, token end
     if not inbox then return end
-    local call = string.format("turn %s %.0f %s %s", lease, now, token, owner)
+    local turn = lease .. " " .. at .. " " .. token .. " " .. owner
+    local call = "turn " .. turn
     local heard = redis.pcall("PUBLISH", "lock:inbox:" .. inbox, call)
     if type(heard) == "table" or heard > 0 or string.sub(inbox, -1) == "*" then
       return
@@ -235,25 +240,30 @@ local function handOver(lock, line, fence, mine)
 end
 `;
 
-/** Microseconds of the server as milliseconds. */
-const toMs = (micros: unknown): number => Number(micros) / 1000;
+/** The server's clock as a script has it, in milliseconds. */
+const toMs = (seconds: string, micros: string): number =>
+  Number(seconds) * 1000 + Number(micros) / 1000;
 
-/** {1, lease, µs, token} for a turn; {0, left, µs, ticket, place, is foreign}. */
-function toAnswer(reply: unknown): Turn | Place {
-  const [granted, left, micros, number, place, foreign] = reply as unknown[];
-  const at = toMs(micros);
-  if (Number(granted) === 1) {
-    const turn = { granted: true as const, leftMs: toLeftMs(left), at };
-    return number === "" ? turn : { ...turn, fencingToken: Number(number) };
-  }
+/** `<lease> <s> <µs> <token>`. */
+function toTurn([lease, seconds, micros, token]: readonly string[]): Turn {
+  const leftMs = toLeftMs(lease);
+  const turn = { granted: true as const, leftMs, at: toMs(seconds, micros) };
+  return token === "-" ? turn : { ...turn, fencingToken: Number(token) };
+}
+
+/** `<left> <s> <µs> <ticket> <place> <is foreign>`. */
+function toPlace(
+  [left, seconds, micros, ticket, place, foreign]: readonly string[],
+): Place {
   const leftMs = toLeftMs(left);
+  const isInLine = ticket !== "-";
   return {
     granted: false,
     retryAfterMs: Number.isFinite(leftMs) ? leftMs : undefined,
-    at,
-    ticket: number === "" ? undefined : Number(number),
-    place: number === "" ? undefined : Number(place),
-    isForeign: Number(foreign) === 1,
+    at: toMs(seconds, micros),
+    ticket: isInLine ? Number(ticket) : undefined,
+    place: isInLine ? Number(place) : undefined,
+    isForeign: foreign === "1",
   };
 }
 
@@ -266,65 +276,65 @@ function toAnswer(reply: unknown): Turn | Place {
 export const STAND = define({
   keys: [] as readonly string[],
   args: ["isPassing"] as readonly string[],
-  // The usual case first, in two calls: a lock that nobody has or waits for.
-  lua: `if #KEYS == 3 and redis.call("EXISTS", KEYS[2]) == 0 then
+  // The usual case first, in few calls: a lock that nobody has or waits for.
+  lua: `local first = redis.pcall("GET", KEYS[1])
+if not first and #KEYS == 3 and redis.call("EXISTS", KEYS[2]) == 0 then
   local ttl, owner = string.match(ARGV[2], "^(%d+) 0 (.*)$")
-  if ttl and redis.call("SET", KEYS[1], owner, "PX", ttl, "NX") then
-    return {{1, ttl, 0, ""}}
+  if ttl then
+    redis.call("SET", KEYS[1], owner, "PX", ttl)
+    return {"1 " .. ttl .. " 0 0 -"}
   end
 end
 ${LINE}local answers = {}
 for i = 1, #KEYS / 3 do
   local lock, line, fence = KEYS[3 * i - 2], KEYS[3 * i - 1], KEYS[3 * i]
   local member, ticket = ARGV[2 * i], tonumber(ARGV[2 * i + 1])
-  local tokens, owner = string.match(member, "^%d+ (%d+) (.*)$")
-  local holder = redis.pcall("GET", lock)
+  local holder = first
+  if i > 1 then holder = redis.pcall("GET", lock) end
   local answer
   if type(holder) == "table" then
-    answer = {-1, holder.err}
+    answer = "-1 " .. holder.err
   else
     if not holder then
       local head = redis.call("ZRANGE", line, 0, 0)[1]
       if not head or head == member then
         if head then redis.call("ZREM", line, member) end
         local _, lease, token = give(lock, fence, member, math.huge)
-        answer = {1, lease, now, token}
+        answer = "1 " .. lease .. " " .. at .. " " .. token
       else
         if isPassing == "" then queue(line, member, ticket) end
         handOver(lock, line, fence)
         holder = redis.call("GET", lock)
         if not holder then
           local _, lease, token = give(lock, fence, member, math.huge)
-          answer = {1, lease, now, token}
+          answer = "1 " .. lease .. " " .. at .. " " .. token
         end
       end
     end
+    local left = answer or redis.call("PTTL", lock)
+    local tokens, owner = string.match(member, "^%d+ (%d+) (.*)$")
     if not answer and holder == owner then
-      local token = ""
-      if tokens ~= "0" then
-        token = redis.call("GET", fence)
-        token = token and string.format("%.0f", token - tokens + 1) or ""
-      end
+      local token = tokens ~= "0" and redis.call("GET", fence)
+      token = token and string.format("%.0f", token - tokens + 1) or "-"
       redis.call("ZREM", line, member)
-      answer = {1, redis.call("PTTL", lock), now, token}
+      answer = "1 " .. left .. " " .. at .. " " .. token
+    elseif not answer and isPassing ~= "" then
+      answer = "0 " .. left .. " " .. at .. " -"
     elseif not answer then
-      local left = redis.call("PTTL", lock)
-      if isPassing == "" then
-        local ticket, place = queue(line, member, ticket)
-        local foreign = string.find(holder, "^%x+@") and 0 or 1
-        answer = {0, left, now, ticket, place, foreign}
-      else
-        answer = {0, left, now, ""}
-      end
+      local ticket, place = queue(line, member, ticket)
+      local foreign = string.byte(holder, ${OWNER_LENGTH}) == 64 and 0 or 1
+      answer = table.concat({0, left, at, ticket, place, foreign}, " ")
     end
   end
   answers[i] = answer
 end
 return answers`,
   decode: (reply) =>
-    (reply as unknown[][]).map((answer) =>
-      Number(answer[0]) === -1 ? new Error(String(answer[1])) : toAnswer(answer)
-    ),
+    (reply as unknown[]).map((answer) => {
+      const [granted, ...rest] = String(answer).split(" ");
+      if (granted === "-1") return new Error(rest.join(" "));
+      return granted === "1" ? toTurn(rest) : toPlace(rest);
+    }),
 });
 
 /**
@@ -337,40 +347,31 @@ export const HAND_OVER = define({
   args: ["owner", "mine", "next", "leaving"],
   lua: `if leaving ~= "" then redis.call("ZREM", line, leaving) end
 local holder = redis.call("GET", lock)
-if holder ~= owner then return {holder and -1 or 0} end
-if next == "" and redis.call("EXISTS", line) == 0 then
-  return {redis.call("DEL", lock)}
-end
+if holder ~= owner then return holder and "-1" or "0" end
 ${LINE}local ticket
 if next ~= "" then ticket = queue(line, next) end
 local called, lease, token = handOver(lock, line, fence, mine)
-local answer = {1, now, called or "", lease or 0, token or ""}
+local answer = "1 - 0 0"
 if next ~= "" then
   -- It is the last: where nobody is left, its own turn has come.
   local place = redis.call("ZCARD", line)
-  answer[6] = place > 0 and ticket or ""
-  answer[7] = place
-  answer[8] = redis.call("PTTL", lock)
+  local left = redis.call("PTTL", lock)
+  answer = table.concat({1, place > 0 and ticket or "-", place, left}, " ")
 end
-return answer`,
+return called
+  and answer .. " " .. lease .. " " .. at .. " " .. token .. " " .. called
+  or answer .. " - " .. at`,
   decode(reply): HandOver {
-    const [verdict, micros, owner, lease, token, ticket, place, left] =
-      reply as unknown[];
-    const toldOf = owner !== undefined && owner !== ""
-      ? {
-        called: {
-          owner: String(owner),
-          turn: toAnswer([1, lease, micros, token]) as Turn,
-        },
-      }
-      : {};
+    const [word, ticket, place, left, ...turn] = String(reply).split(" ");
+    const verdict = toVerdict(word);
+    if (verdict !== "done") return { verdict };
+    const [lease, seconds, micros] = turn;
     return {
-      verdict: toVerdict(verdict),
+      verdict,
       // A wish that is in line no more is the one that was called.
-      ...ticket !== undefined && ticket !== ""
-        ? { next: toAnswer([0, left, micros, ticket, place]) }
-        : {},
-      ...toldOf,
+      ...ticket !== "-" &&
+        { next: toPlace([left, seconds, micros, ticket, place]) },
+      ...lease !== "-" && { called: toCalled(turn) },
     };
   },
 });
@@ -532,7 +533,7 @@ local tokens = {}
 for i = 1, #KEYS / 3 do
   local lock, fence = KEYS[3 * i - 2], KEYS[3 * i]
   if mine[i] then
-    tokens[i] = redis.call("GET", fence) or ""
+    tokens[i] = redis.call("GET", fence) or "-"
   else
     local _, _, token = give(lock, fence, ARGV[i], math.huge)
     tokens[i] = token
@@ -543,7 +544,7 @@ return {1, tokens}`,
     const [granted, rest] = reply as [unknown, unknown];
     if (Number(granted) !== 1) return refusal(toLeftMs(rest));
     return (rest as unknown[]).map((token) =>
-      token === "" ? GRANTED : { ...GRANTED, fencingToken: Number(token) }
+      token === "-" ? GRANTED : { ...GRANTED, fencingToken: Number(token) }
     );
   },
 });
@@ -557,10 +558,12 @@ export function channelOf(inbox: string): string {
 export function toCall(
   message: string,
 ): Called | { ended: string } | undefined {
-  const [, lease, micros, token, owner] =
-    /^turn (\d+) (\d+) (\d*) (.*)$/s.exec(message) ?? [];
-  if (owner !== undefined) {
-    return { owner, turn: toAnswer([1, lease, micros, token]) as Turn };
-  }
+  if (message.startsWith("turn ")) return toCalled(message.slice(5).split(" "));
   return message.startsWith("end ") ? { ended: message.slice(4) } : undefined;
+}
+
+/** `<lease> <s> <µs> <token> <owner>`; a label may have spaces, too. */
+function toCalled(fields: readonly string[]): Called {
+  const owner = fields.length === 5 ? fields[4] : fields.slice(4).join(" ");
+  return { owner, turn: toTurn(fields) };
 }

@@ -330,6 +330,16 @@ export class Keeper {
     this.#stop();
   }
 
+  /**
+   * The same where the hold goes on as another's: `next` makes its keeper,
+   * before this one is dropped, so that the timer of the renewal stays.
+   */
+  passOn(next: () => void): void {
+    this.#isReleased = true;
+    next();
+    this.#stop();
+  }
+
   /** How long the lease can be known to last, from when it was asked for. */
   get #validMs(): number {
     return this.#ttlMs - driftMs(this.#ttlMs);

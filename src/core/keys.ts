@@ -43,7 +43,8 @@ const BLOCK = 128;
 const OWNER_BYTES = 16;
 /** What follows the random part of each: see `drawOwner`. */
 const MARK = "@";
-const OWNER_LENGTH = OWNER_BYTES * 2 + MARK.length;
+/** How long an owner is, up to and with the mark. */
+export const OWNER_LENGTH: number = OWNER_BYTES * 2 + MARK.length;
 const HEX = new TextEncoder().encode("0123456789abcdef");
 const random = new Uint8Array(BLOCK * OWNER_BYTES);
 const digits = new Uint8Array(BLOCK * OWNER_LENGTH).fill(MARK.charCodeAt(0));
