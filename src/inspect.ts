@@ -112,9 +112,10 @@ export async function* listLocks(
 }
 
 /**
- * Frees a lock whoever holds it. The holder learns of it with its next renewal
- * at the latest, and may go on until then: for a holder that is known to be
- * gone, or wrong.
+ * Frees a lock whoever holds it, for the next in line. A holder that once waited
+ * for it and can be called is told at once; any other learns of it with its
+ * next renewal at the latest, and may go on until then: for a holder that is
+ * known to be gone, or wrong.
  *
  * @param on Where the lock lives; see {@linkcode acquireLock}.
  * @param key What to free.

@@ -6,7 +6,7 @@
  *
  * @module
  */
-// @ts-ignore The package ships no types.
+// @ts-expect-error The package ships no types.
 import * as untyped from "deno-std/assert/mod.js";
 
 // deno-lint-ignore no-explicit-any
