@@ -38,6 +38,7 @@ import {
   refusal,
   RELEASE,
   RELEASE_PLAIN,
+  REMIND,
   run,
   runThen,
   STAND,
@@ -63,6 +64,12 @@ const CLEAN_UP_LAST_MS = 200;
  */
 const LISTEN_TIMES = 10;
 const LISTEN_MS = 25;
+
+/**
+ * How long after somebody else was called to remind them, unless the lock was
+ * passed on again: the call may have got lost.
+ */
+const REMIND_MS = 150;
 
 /** Of the name of an inbox: hexadecimal digits, 64 bits. */
 const INBOX_LENGTH = 16;
@@ -363,7 +370,9 @@ export class RedisBackend implements Backend {
         const verdict = await this.#release(key, owner, (it) => it, fail);
         if (verdict !== "wanted") return;
       }
-      await run(port, HAND_OVER, keysOf(key), [owner, "", "", leaving]);
+      const args = [owner, "", "", leaving] as const;
+      const { calledOut } = await run(port, HAND_OVER, keysOf(key), args);
+      if (calledOut !== undefined) this.line?.remindLater(key, calledOut);
     };
     const clean = () =>
       attempt().then(finish, () => {
@@ -381,6 +390,8 @@ class RedisLine implements Line {
   inbox: string | undefined;
   readonly #port: Port;
   readonly #cleanUp: (hold: Claim, leaving: string) => void;
+  /** Who was called of other processes, for which key, and when. */
+  readonly #calledOut = new Map<string, { owner: string; at: number }>();
   #ears: Ears | undefined;
   #hangUp: (() => void) | undefined;
 
@@ -464,6 +475,7 @@ class RedisLine implements Line {
     const call = toCall(message);
     if (call === undefined) return;
     if ("ended" in call) this.#ears?.onEnd(call.ended);
+    else if ("reminded" in call) this.#ears?.onReminder(call.reminded);
     else this.call(call);
   }
 
@@ -506,13 +518,50 @@ class RedisLine implements Line {
   leave(wish: Wish): void {
     this.#cleanUp(wish, memberOf(wish));
   }
+
+  /** Reminds whoever was called, should that be needed. */
+  remindLater(key: string, owner: string): void {
+    // In the order of their times.
+    this.#calledOut.delete(key);
+    this.#calledOut.set(key, { owner, at: systemClock.now() });
+    if (this.#calledOut.size === 1) this.#remindIn(REMIND_MS);
+  }
+
+  #remindIn(ms: number): void {
+    systemClock.setTimer(() => {
+      if (this.isClosed()) return this.#calledOut.clear();
+      const now = systemClock.now();
+      const keys: string[] = [];
+      const owners: string[] = [];
+      for (const [key, { owner, at }] of this.#calledOut) {
+        if (at + REMIND_MS > now) {
+          this.#remindIn(at + REMIND_MS - now);
+          break;
+        }
+        this.#calledOut.delete(key);
+        keys.push(key);
+        owners.push(owner);
+      }
+      this.#remind(keys, owners);
+    }, ms);
+  }
+
+  #remind(keys: readonly string[], owners: readonly string[]): void {
+    if (keys.length > 1 && this.#port.isCluster) {
+      // One script may touch one slot only.
+      keys.forEach((key, i) => this.#remind([key], [owners[i]]));
+    } else if (keys.length > 0) {
+      // Who waits asks by itself, only later.
+      run(this.#port, REMIND, keys, owners).catch(() => {});
+    }
+  }
 }
 
 /** Gives the key back for the next in line, and has `next` stand behind them. */
 function handOver(
   port: Port,
   hold: Hold,
-  line: Line | undefined,
+  line: RedisLine | undefined,
   next?: Wish,
 ): Promise<HandOver> {
   const { key, owner } = hold;
@@ -520,7 +569,8 @@ function handOver(
   const wanted = next === undefined ? "" : memberOf(next);
   const args = [owner, line?.inbox ?? "", wanted, ""] as const;
   return runThen(port, HAND_OVER, keysOf(key), args, (answer): HandOver => {
-    const { verdict, called } = answer;
+    const { verdict, called, calledOut } = answer;
+    if (calledOut !== undefined) line?.remindLater(key, calledOut);
     if (verdict !== "done" && connection !== port.connection?.()) {
       // The first sending may have freed it: this answers the second.
       return { verdict: "unclear" };

@@ -186,7 +186,8 @@ export const LINE_MS = 10_000;
  * heard it, on a single server, and one whom nobody heard for is gone, or comes
  * back with its ticket. In a Cluster it counts those at one node only: whose
  * inbox ends with a star is taken to have heard. To one who can't be called, or
- * whom we may not call, the lock is given in silence.
+ * whom we may not call, the lock is given in silence. Whoever was called out
+ * there comes with a plus in place of the lease.
  */
 const LINE = `local time = redis.call("TIME")
 local now, at = time[1] * 1000000 + time[2], time[1] .. " " .. time[2]
@@ -233,9 +234,8 @@ local function handOver(lock, line, fence, mine)
     local turn = lease .. " " .. at .. " " .. token .. " " .. owner
     local call = "turn " .. turn
     local heard = redis.pcall("PUBLISH", "lock:inbox:" .. inbox, call)
-    if type(heard) == "table" or heard > 0 or string.sub(inbox, -1) == "*" then
-      return
-    end
+    if type(heard) == "table" then return end
+    if heard > 0 or string.sub(inbox, -1) == "*" then return owner, "+", "-" end
   end
 end
 `;
@@ -361,7 +361,7 @@ end
 return called
   and answer .. " " .. lease .. " " .. at .. " " .. token .. " " .. called
   or answer .. " - " .. at`,
-  decode(reply): HandOver {
+  decode(reply): HandOver & { calledOut?: string } {
     const [word, ticket, place, left, ...turn] = String(reply).split(" ");
     const verdict = toVerdict(word);
     if (verdict !== "done") return { verdict };
@@ -371,9 +371,27 @@ return called
       // A wish that is in line no more is the one that was called.
       ...ticket !== "-" &&
         { next: toPlace([left, seconds, micros, ticket, place]) },
-      ...lease !== "-" && { called: toCalled(turn) },
+      ...lease === "+"
+        ? { calledOut: toCalled(turn).owner }
+        : lease !== "-" && { called: toCalled(turn) },
     };
   },
+});
+
+/** Has those asked to look who were given these locks, and may not have heard:
+ * only where they have not taken them up, nor let go of them. */
+export const REMIND = define({
+  keys: [] as readonly string[],
+  args: [] as readonly string[],
+  lua: `for i, lock in ipairs(KEYS) do
+  local owner = ARGV[i]
+  local inbox = string.match(owner, "^(%x+%*?)", ${OWNER_LENGTH + 1})
+  local left = redis.pcall("GET", lock) == owner and redis.call("PTTL", lock)
+  if left and left <= ${SHORT_MS} then
+    redis.pcall("PUBLISH", "lock:inbox:" .. inbox, "look " .. owner)
+  end
+end`,
+  decode: () => {},
 });
 
 /** Who has the lock, for how long, and the last token drawn for it. */
@@ -554,12 +572,14 @@ export function channelOf(inbox: string): string {
   return `lock:inbox:${inbox}`;
 }
 
-/** What is called out there, as `handOver` and `FORCE_RELEASE` put it. */
+/** What is called out there: by `handOver`, `FORCE_RELEASE` and `REMIND`. */
 export function toCall(
   message: string,
-): Called | { ended: string } | undefined {
+): Called | { ended: string } | { reminded: string } | undefined {
   if (message.startsWith("turn ")) return toCalled(message.slice(5).split(" "));
-  return message.startsWith("end ") ? { ended: message.slice(4) } : undefined;
+  if (message.startsWith("end ")) return { ended: message.slice(4) };
+  if (message.startsWith("look ")) return { reminded: message.slice(5) };
+  return undefined;
 }
 
 /** `<lease> <s> <µs> <token> <owner>`; a label may have spaces, too. */

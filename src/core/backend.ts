@@ -167,6 +167,8 @@ export interface Ears {
   onTurn(owner: string, turn: Turn): void;
   /** The hold of `owner` was ended by force. */
   onEnd(owner: string): void;
+  /** It may have been the turn of the wish of `owner` for a while: ask for it. */
+  onReminder(owner: string): void;
   /** Messages may have been missed: ask for all that is waited for. */
   onGap(): void;
   /** Nobody can call us, for the reason given: ask again and again. */

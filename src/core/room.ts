@@ -743,6 +743,7 @@ export class Room {
     const opening = this.#line.open({
       onTurn: (owner, turn) => this.#onTurn(owner, turn),
       onEnd: (owner) => this.#onEnd(owner),
+      onReminder: (owner) => this.#askAll(({ wish }) => wish?.owner === owner),
       onGap: () => this.#onGap(),
       onDeaf: (reason) => this.#onDeaf(reason),
       onClosed: () => this.#onClosed(),

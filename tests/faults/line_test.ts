@@ -371,18 +371,43 @@ story("a call is lost on a connection that stays up", async (scene) => {
     scene.open(),
     scene.openEar(wire.port),
   ]);
-  const holder = await acquireLock(on, key);
-  const next = wait(there, key);
-  await inLine(key, 1);
-  assertEquals(wire.connections, 1);
-  // Nothing passes, and nothing breaks: the server thinks that it was heard.
-  wire.hold(true);
-  await holder.release();
-  const what = "call lost on a connection that stays up";
-  const lock = await soon(what, next, Date.now(), scene);
-  assert(await lock.release());
-  await nothingLeft(key);
+  for (const isPassedOn of [false, true]) {
+    const waitMs = isPassedOn ? 20_000 : 0;
+    const holder = await acquireLock(on, key, { waitMs });
+    const next = wait(there, key);
+    await inLine(key, 1);
+    assertEquals(wire.connections, 1);
+    const lost = wire.loseNext();
+    await holder.release();
+    await lost;
+    const what = `call lost, ${isPassedOn ? "by a turn" : "without one"}`;
+    const lock = await soon(what, next, Date.now(), scene, TOLD_MS);
+    assert(await lock.release());
+    await nothingLeft(key);
+  }
 });
+
+story(
+  "the connection that listens is dead, and nobody knows",
+  async (scene) => {
+    const { key } = scene;
+    const wire = await scene.wire();
+    const [on, there] = await Promise.all([
+      scene.open(),
+      scene.openEar(wire.port),
+    ]);
+    const holder = await acquireLock(on, key);
+    const next = wait(there, key);
+    await inLine(key, 1);
+    // Nothing passes, and nothing breaks: the server thinks that it was heard.
+    wire.hold(true);
+    await holder.release();
+    const what = "dead connection that listens";
+    const lock = await soon(what, next, Date.now(), scene);
+    assert(await lock.release());
+    await nothingLeft(key);
+  },
+);
 
 story(
   "the answer to a release that calls one of the same process is lost",

@@ -33,6 +33,8 @@ export interface Proxy extends AsyncDisposable {
   refuse(on: boolean): void;
   /** A half-open network: while on, nothing passes and nothing breaks. */
   hold(on: boolean): void;
+  /** Throws away what a server says next; resolves when it has happened. */
+  loseNext(): Promise<void>;
   /** How long the server's bytes are kept back. */
   delayReplies(ms: number): void;
   /** Breaks everything and frees the port. */
@@ -52,6 +54,7 @@ export async function startProxy(targetPort: number): Promise<Proxy> {
   let seen = "";
   let refusing = false;
   let holding = false;
+  let lost: (() => void) | undefined;
   let delayMs = 0;
 
   function accept(client: Socket): void {
@@ -89,6 +92,11 @@ export async function startProxy(targetPort: number): Promise<Proxy> {
     let last = Promise.resolve();
     server.on("data", (chunk: Buffer) => {
       if (dropping) return;
+      if (lost) {
+        lost();
+        lost = undefined;
+        return;
+      }
       const due = performance.now() + delayMs;
       // In a row, or a shorter delay set later would overtake.
       last = last.then(async () => {
@@ -158,6 +166,7 @@ export async function startProxy(targetPort: number): Promise<Proxy> {
         }
       }
     },
+    loseNext: () => new Promise((happened) => lost = happened),
     delayReplies: (ms) => void (delayMs = ms),
     stop() {
       const closed = new Promise<void>((done) => listener.close(() => done()));
