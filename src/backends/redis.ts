@@ -71,6 +71,13 @@ const LISTEN_MS = 25;
  */
 const REMIND_MS = 150;
 
+/**
+ * How often to try whether we can be called, and how many messages of these
+ * tests may be missed: a busy process reads them late.
+ */
+const TEST_MS = 1_000;
+const MOST_MISSED = 2;
+
 /** Of the name of an inbox: hexadecimal digits, 64 bits. */
 const INBOX_LENGTH = 16;
 
@@ -394,6 +401,11 @@ class RedisLine implements Line {
   readonly #calledOut = new Map<string, { owner: string; at: number }>();
   #ears: Ears | undefined;
   #hangUp: (() => void) | undefined;
+  /** Listens anew by the same name. */
+  #listen = () => {};
+  /** How many messages of a test were sent to us, and not heard. */
+  #missed = 0;
+  #testedAt = -Infinity;
 
   constructor(port: Port, cleanUp: (hold: Claim, leaving: string) => void) {
     this.#port = port;
@@ -443,12 +455,16 @@ class RedisLine implements Line {
         answer(false);
         ears.onClosed();
       };
-      try {
-        const listener = { onMessage, onReady, onFail, onClosed };
-        this.#hangUp = listen(channelOf(inbox), listener);
-      } catch (reason) {
-        onFail(reason);
-      }
+      this.#listen = () => {
+        this.#missed = 0;
+        try {
+          const listener = { onMessage, onReady, onFail, onClosed };
+          this.#hangUp = listen(channelOf(inbox), listener);
+        } catch (reason) {
+          onFail(reason);
+        }
+      };
+      this.#listen();
     });
   }
 
@@ -474,7 +490,8 @@ class RedisLine implements Line {
   #hear(message: string): void {
     const call = toCall(message);
     if (call === undefined) return;
-    if ("ended" in call) this.#ears?.onEnd(call.ended);
+    if (call === "test") this.#missed = 0;
+    else if ("ended" in call) this.#ears?.onEnd(call.ended);
     else if ("reminded" in call) this.#ears?.onReminder(call.reminded);
     else this.call(call);
   }
@@ -489,13 +506,21 @@ class RedisLine implements Line {
       return (await Promise.all(each)).flat();
     }
     const keys: string[] = [];
-    const args = [isPassing ? "1" : ""];
+    // Whoever waits for long tries now and then whether it can be called: a
+    // connection that nobody speaks on may be dead, and neither end know it.
+    const { inbox } = this;
+    const now = systemClock.now();
+    const isTest = now - this.#testedAt >= TEST_MS &&
+      wishes.some(({ ticket }) => ticket !== undefined);
+    if (isTest) this.#testedAt = now;
+    const args = [isPassing ? "1" : "", isTest && inbox || ""];
     for (const wish of wishes) {
       keys.push(...keysOf(wish.key));
       args.push(memberOf(wish), String(wish.ticket ?? ""));
     }
     try {
-      const answers = await run(this.#port, STAND, keys, args);
+      const { answers, heard } = await run(this.#port, STAND, keys, args);
+      if (heard !== undefined && inbox === this.inbox) this.#test(heard);
       return answers.map((answer, i) =>
         answer instanceof Error
           ? failure("wait for", wishes[i].key, answer)
@@ -504,6 +529,16 @@ class RedisLine implements Line {
     } catch (cause) {
       return wishes.map(({ key }) => failure("wait for", key, cause));
     }
+  }
+
+  /** So many have heard a message to us, as far as the server knows. */
+  #test(heard: number): void {
+    // We may not PUBLISH: others may.
+    if (heard < 0) return;
+    const isGone = heard === 0 && !this.#port.isCluster;
+    if (++this.#missed <= MOST_MISSED && !isGone) return;
+    this.#hangUp?.();
+    this.#listen();
   }
 
   handOver(hold: Hold, next: Wish | undefined): Promise<HandOver> {

@@ -271,15 +271,16 @@ function toPlace(
  * For each wish: is it ours already, as the call was lost or this was sent
  * before? Is it free, and nobody in line before us? Then we have it; else we
  * stand in line, and whoever is first there gets what is free. A wish is a
- * member and, where the server may have forgotten it, its ticket.
+ * member and, where the server may have forgotten it, its ticket. An `inbox` is
+ * tried out on the way.
  */
 export const STAND = define({
   keys: [] as readonly string[],
-  args: ["isPassing"] as readonly string[],
+  args: ["isPassing", "inbox"] as readonly string[],
   // The usual case first, in few calls: a lock that nobody has or waits for.
   lua: `local first = redis.pcall("GET", KEYS[1])
 if not first and #KEYS == 3 and redis.call("EXISTS", KEYS[2]) == 0 then
-  local ttl, owner = string.match(ARGV[2], "^(%d+) 0 (.*)$")
+  local ttl, owner = string.match(ARGV[3], "^(%d+) 0 (.*)$")
   if ttl then
     redis.call("SET", KEYS[1], owner, "PX", ttl)
     return {"1 " .. ttl .. " 0 0 -"}
@@ -288,7 +289,7 @@ end
 ${LINE}local answers = {}
 for i = 1, #KEYS / 3 do
   local lock, line, fence = KEYS[3 * i - 2], KEYS[3 * i - 1], KEYS[3 * i]
-  local member, ticket = ARGV[2 * i], tonumber(ARGV[2 * i + 1])
+  local member, ticket = ARGV[2 * i + 1], tonumber(ARGV[2 * i + 2])
   local holder = first
   if i > 1 then holder = redis.pcall("GET", lock) end
   local answer
@@ -328,13 +329,22 @@ for i = 1, #KEYS / 3 do
   end
   answers[i] = answer
 end
+if inbox ~= "" then
+  local heard = redis.pcall("PUBLISH", "lock:inbox:" .. inbox, "test")
+  answers[#answers + 1] = "test " .. (type(heard) == "table" and -1 or heard)
+end
 return answers`,
-  decode: (reply) =>
-    (reply as unknown[]).map((answer) => {
-      const [granted, ...rest] = String(answer).split(" ");
-      if (granted === "-1") return new Error(rest.join(" "));
-      return granted === "1" ? toTurn(rest) : toPlace(rest);
-    }),
+  decode(reply) {
+    const answers: (Turn | Place | Error)[] = [];
+    let heard: number | undefined;
+    for (const answer of reply as unknown[]) {
+      const [word, ...rest] = String(answer).split(" ");
+      if (word === "test") heard = Number(rest[0]);
+      else if (word === "-1") answers.push(new Error(rest.join(" ")));
+      else answers.push(word === "1" ? toTurn(rest) : toPlace(rest));
+    }
+    return { answers, heard };
+  },
 });
 
 /**
@@ -572,14 +582,14 @@ export function channelOf(inbox: string): string {
   return `lock:inbox:${inbox}`;
 }
 
-/** What is called out there: by `handOver`, `FORCE_RELEASE` and `REMIND`. */
+/** What is called out: by `handOver`, `FORCE_RELEASE`, `REMIND` and `STAND`. */
 export function toCall(
   message: string,
-): Called | { ended: string } | { reminded: string } | undefined {
+): Called | { ended: string } | { reminded: string } | "test" | undefined {
   if (message.startsWith("turn ")) return toCalled(message.slice(5).split(" "));
   if (message.startsWith("end ")) return { ended: message.slice(4) };
   if (message.startsWith("look ")) return { reminded: message.slice(5) };
-  return undefined;
+  return message === "test" ? "test" : undefined;
 }
 
 /** `<lease> <s> <µs> <token> <owner>`; a label may have spaces, too. */

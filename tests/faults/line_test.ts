@@ -404,7 +404,18 @@ story(
     await holder.release();
     const what = "dead connection that listens";
     const lock = await soon(what, next, Date.now(), scene);
+    const after = wait(there, key);
+    await inLine(key, 1);
+    // Only new ones work from now on.
+    wire.freeze();
+    const subscribed = wire.requests.length;
+    await until("it listens anew", () =>
+      wire.requests.slice(subscribed)
+        .some(([word]) => /^subscribe$/i.test(word)));
     assert(await lock.release());
+    const later = "dead connection that listens, later";
+    const then = await soon(later, after, Date.now(), scene, TOLD_MS);
+    assert(await then.release());
     await nothingLeft(key);
   },
 );

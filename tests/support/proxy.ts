@@ -33,6 +33,8 @@ export interface Proxy extends AsyncDisposable {
   refuse(on: boolean): void;
   /** A half-open network: while on, nothing passes and nothing breaks. */
   hold(on: boolean): void;
+  /** The same for the connections that are up now: only new ones work. */
+  freeze(): void;
   /** Throws away what a server says next; resolves when it has happened. */
   loseNext(): Promise<void>;
   /** How long the server's bytes are kept back. */
@@ -158,6 +160,10 @@ export async function startProxy(targetPort: number): Promise<Proxy> {
       new Promise((happened) => armed.push({ matcher, happened })),
     cut,
     refuse: (on) => void (refusing = on),
+    freeze() {
+      proxy.hold(true);
+      holding = false;
+    },
     hold(on) {
       holding = on;
       for (const { client, server } of links) {
