@@ -26,6 +26,13 @@ export async function bringBenchPackages() {
   return join(folder, "node_modules");
 }
 
+/** What a workspace member needs under Node and Bun, if anything. */
+export async function bringMemberPackages(member) {
+  const folder = join(ROOT, member);
+  if (!existsSync(join(folder, "package-lock.json"))) return;
+  await install(folder, `the npm packages of ${member}`);
+}
+
 /** Deno, 2.9 or newer: before, its node:test lacks what the suites use. */
 export async function bringDeno() {
   const found = await onPath("deno", [2, 9]);

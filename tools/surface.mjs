@@ -8,12 +8,14 @@ import { join } from "node:path";
 import process from "node:process";
 
 import { bringDeno, capture, ROOT } from "./bring.mjs";
+import { doorsOf, membersOf } from "./members.mjs";
 
 const LIST = join(ROOT, "tests", "public_surface.txt");
 
 const deno = await bringDeno();
-const { exports } = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8"));
-const now = (await Promise.all(Object.entries(exports).map(symbols))).flat();
+const doors = [".", ...membersOf(ROOT)]
+  .flatMap((member) => doorsOf(ROOT, member));
+const now = (await Promise.all(doors.map(symbols))).flat();
 
 if (process.argv.includes("--write")) {
   writeFileSync(LIST, now.join("\n") + "\n");
@@ -32,7 +34,7 @@ if (process.argv.includes("--write")) {
 }
 
 /** One line for each symbol behind one door: door, kind, name. */
-async function symbols([door, path]) {
+async function symbols({ door, path }) {
   // One file at a time: among several, a symbol of another one is documented
   // as a mere reference to it.
   const { code, stdout, output } = await capture(

@@ -7,7 +7,7 @@
  *
  * Every step runs, whatever failed before it. The last line is the sum.
  */
-import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { existsSync, readdirSync, statSync } from "node:fs";
 import { join, posix } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
@@ -15,11 +15,13 @@ import { parseArgs } from "node:util";
 import {
   bringBun,
   bringDeno,
+  bringMemberPackages,
   bringPackages,
   bringRedis,
   capture,
   ROOT,
 } from "./bring.mjs";
+import { doorsOf, membersOf } from "./members.mjs";
 
 /** What one step may take: one that hangs must not hang the gate. */
 const LIMIT_MS = 600_000;
@@ -34,18 +36,31 @@ const env = { ...process.env, NO_COLOR: "1" };
 // Node warns when it finds both.
 delete env.FORCE_COLOR;
 
-const manifest = JSON.parse(readFileSync(join(ROOT, "deno.json"), "utf8"));
+const members = membersOf(ROOT);
 const doors = [
-  ...new Set(Object.values(manifest.exports).map((path) => posix.join(path))),
+  ...new Set(
+    [".", ...members].flatMap((member) =>
+      doorsOf(ROOT, member).map(({ path }) => path)
+    ),
+  ),
 ];
 const code = existing([
   ...["mod.ts", "src", "tests", "examples", "demo", "bench", "tools"],
+  ...members.flatMap((member) =>
+    ["mod.ts", "src", "tests"].map((path) => posix.join(member, path))
+  ),
 ]);
 const documents = [
   ...existing(["mod.ts", "src", "README.md"]),
   ...filesUnder("docs", ".md"),
+  ...existing(
+    members.flatMap((member) =>
+      ["mod.ts", "src", "README.md"].map((path) => posix.join(member, path))
+    ),
+  ),
 ];
-const suites = (files ?? "tests").split(",")
+const folders = ["tests", ...members.map((member) => `${member}/tests`)];
+const suites = (files?.split(",") ?? folders)
   .flatMap((path) => filesUnder(posix.join(path), "_test.ts"));
 
 // Cheap ones first, two at a time, and the suites after, all side by side and
@@ -62,7 +77,11 @@ const checks = [
     deno: ["run", "-A", "tools/examples.ts", ...documents],
     count: denoCount,
   },
-  { name: "publish", deno: ["publish", "--dry-run", "--allow-dirty"] },
+  {
+    name: "publish",
+    deno: ["publish", "--dry-run", "--allow-dirty", "--config"],
+    each: [".", ...members].map((member) => posix.join(member, "deno.json")),
+  },
 ];
 const runners = [
   {
@@ -136,7 +155,7 @@ async function bringAll() {
     bring(
       "packages",
       steps.some((s) => s.bun || s.count === nodeCount),
-      bringPackages,
+      () => Promise.all([bringPackages(), ...members.map(bringMemberPackages)]),
     ),
     // surface.mjs finds Deno by itself, but not twice at the same time.
     bring("deno", steps.some((s) => s.deno || s.name === "surface"), bringDeno),
@@ -170,7 +189,8 @@ async function take(step) {
     for (const [line] of output.matchAll(/^SKIPPED .*$/gm)) excuses.add(line);
     if (counted.failed > 0) complaints.push(`${output.trimEnd()}\n${remark}`);
   };
-  // Bun runs all files of one process one after the other.
+  // Bun runs all files of one process one after the other; Deno publishes one
+  // member at a time.
   await forEach(program && step.each ? step.each : [undefined], run);
   passed += sum.passed;
   failed += sum.failed;
