@@ -203,6 +203,8 @@ export class Room {
   readonly #trying = new Map<string, Attempt | undefined>();
   #sweepTriedAt = 1_000;
   #isTicking = false;
+  /** Who waits at each key for one of us who stands in line soon, or has it. */
+  readonly #passing = new Map<string, Party[]>();
   #opening: Promise<void> | undefined;
   /** Nobody can call us: one has to ask again and again. */
   #isDeaf = false;
@@ -273,6 +275,11 @@ export class Room {
 
   /** It has an answer: those who came after it may go on. */
   follow({ followers }: Attempt): void {
+    this.#goOnAll(followers);
+  }
+
+  /** Those who have waited for another of us, in their order. */
+  #goOnAll(followers: readonly Party[]): void {
     for (const party of followers) {
       if (party.waiters.length > 0 && party.wish === undefined) {
         this.#goOn(party, false);
@@ -380,15 +387,27 @@ export class Room {
   /**
    * Before anybody listens: as long as nobody else wants the key, nobody need.
    * Listens before it stands in line, or the call could come too early.
+   *
+   * One of us at a time: of two who try, the first could be refused, the lock
+   * be freed, and the second have it before the first.
    */
   async #tryInPassing(party: Party, isRefused: boolean): Promise<void> {
+    const { key } = party;
+    const ahead = this.#passing.get(key);
+    if (ahead !== undefined) return void ahead.push(party);
+    const followers: Party[] = [];
+    this.#passing.set(key, followers);
     const wish = this.#draw(party);
     if (!isRefused) await this.#stand([party], true);
-    if (party.wish !== wish || party.asking !== undefined) return;
-    await this.#open();
-    if (party.wish !== wish) return;
-    this.#draw(party);
-    this.#askSoon(party);
+    if (party.wish === wish && party.asking === undefined) {
+      await this.#open();
+      if (party.wish === wish) {
+        this.#draw(party);
+        this.#askSoon(party);
+      }
+    }
+    this.#passing.delete(key);
+    this.#goOnAll(followers);
   }
 
   /** A new wish, for what the first of the party wants. */

@@ -154,6 +154,25 @@ costs(
 );
 
 costs(
+  "none of those who come as the lock is freed overtakes another",
+  async (on, own) => {
+    const key = "freed";
+    const first = await acquireLock(on, key, { waitMs: 1_000 });
+    // Each script is unknown, and sent again: the lock is freed in between.
+    await own.command("SCRIPT", "FLUSH");
+    const order: string[] = [];
+    const all = ["a", "b", "c", "d"].map(async (label) => {
+      const lock = await wait(on, key, { label, localTurns: 0 });
+      order.push(label);
+      await lock.release();
+    });
+    await first.release();
+    await Promise.all(all);
+    assertEquals(order, ["a", "b", "c", "d"]);
+  },
+);
+
+costs(
   "ten thousand waits need one connection to listen, and one channel",
   async (on, own) => {
     const keys = Array.from({ length: 10_000 }, (_, i) => `many:${i}`);
