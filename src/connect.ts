@@ -148,6 +148,12 @@ export function redlock(
   return new RedlockBackend(members, { serverTimeoutMs, onEvent });
 }
 
+/** Whether {@linkcode connect} has a backend for it. */
+export function isTarget(on: unknown): on is LockTarget {
+  return typeof on === "object" && on !== null &&
+    (isBackend(on) || portOf(on) !== undefined);
+}
+
 /**
  * The backend for `on`.
  *
