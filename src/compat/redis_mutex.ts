@@ -312,7 +312,8 @@ export class RedisMutex extends DistributedLock implements AsyncDisposable {
     const wish = this.#wish("lock", resources, options);
     const target = await this.#target("lock");
     try {
-      return valueOf(new Hold(await acquireLock(target, ...asked(wish)), wish));
+      const lock = await acquireLock(target, wish.keys, wish.options);
+      return valueOf(new Hold(lock, wish));
     } catch (error) {
       throw asLocked(error, wish);
     }
@@ -347,13 +348,12 @@ export class RedisMutex extends DistributedLock implements AsyncDisposable {
       wrongType(action, "fn must be a function", fn, kindOf(fn));
     }
     const target = await this.#target(action);
-    const [keys, terms] = asked(wish);
     let isInside = false;
     try {
-      return await withLock(target, keys, ({ signal }) => {
+      return await withLock(target, wish.keys, ({ signal }) => {
         isInside = true;
         return fn(signal);
-      }, terms);
+      }, wish.options);
     } catch (error) {
       // What fn throws may be the refusal of another lock.
       throw isInside ? error : asLocked(error, wish);
@@ -512,10 +512,6 @@ function valueOf(hold: Hold): LockReturnValue {
     },
     expiration: Math.floor(Date.now() + hold.lock.remainingMs),
   };
-}
-
-function asked({ keys, options }: Wish): [readonly string[], Wish["options"]] {
-  return [keys, options];
 }
 
 /** A refusal by its old name; any other error as it is. */

@@ -37,6 +37,7 @@ import {
 import { clients } from "../support/clients.ts";
 import { clusterClients } from "../support/cluster_clients.ts";
 import { FakeClock } from "../support/fake_clock.ts";
+import { spawnScript } from "../support/process.ts";
 import { startProxy } from "../support/proxy.ts";
 import { startCluster } from "../support/redis_cluster.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
@@ -579,6 +580,18 @@ test("close() ends the connection, and a use after it is refused", async () => {
   await assertRejects(() => other.checkLock("a"), Error, "mutex was closed");
 });
 
+test("with its mutex closed a process ends by itself, and has printed nothing", async () => {
+  const script = new URL("./closer.ts", import.meta.url);
+  await using own = spawnScript(script, [server.url]);
+  const { failed, taken } = await own.next("closed");
+  assertEquals({ failed, taken }, {
+    failed: "LockBackendError",
+    taken: "LOCKED",
+  });
+  assertEquals((await own.exited).code, 0);
+  assertEquals(own.stderr, "");
+});
+
 test("a client of another kind is refused, and never taken for options", () => {
   class Strange {
     get() {}
@@ -779,7 +792,7 @@ test("fifo: a holder who dies, and one in line who does, stop nobody", async () 
 both("fifo: one who runs out of patience stops nobody", async ({ mutex }) => {
   const lock = mutex({ fifo: true, retryOptions: PATIENT });
   const first = await lock.lock("a");
-  const impatient = { retries: 1, minTimeout: 30 };
+  const impatient = { retries: 1, minTimeout: 200 };
   const gaveUp = assertRejects(
     () => lock.lock("a", { retryOptions: impatient }),
     LockedError,
