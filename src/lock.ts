@@ -9,7 +9,7 @@ import {
   type Refusal,
   type Verdict,
 } from "./core/backend.ts";
-import { moment } from "./core/clock.ts";
+import { type Clock, moment, within } from "./core/clock.ts";
 import {
   LockBackendError,
   LockError,
@@ -212,7 +212,7 @@ async function takeSeveral(
       const patience = { ...settings, waitMs: leftMs };
       const answer = await attempt(backend, claim, meanwhile, patience, same);
       if (!(answer instanceof Keeper)) {
-        await Promise.all(taken.map(finish));
+        await giveBack(clock, taken);
         return refused(key, answer, settings);
       }
       keepers.push(answer);
@@ -224,8 +224,7 @@ async function takeSeveral(
     }
     for (const lock of taken) lock.assertHeld();
   } catch (error) {
-    // Not waited for: the caller was promised to be told in time.
-    void Promise.all(taken.map(finish));
+    await giveBack(clock, taken);
     // No answer in what was left of our patience, after one that was a no.
     const isLate = error instanceof LockBackendError &&
       error.reply === undefined && clock.now() >= until;
@@ -234,6 +233,18 @@ async function takeSeveral(
   }
   const [first, ...others] = keepers;
   return handle(backend, first, others);
+}
+
+/** How long to wait for what is given back: callers are to be told in time. */
+const GIVE_BACK_MS = 15;
+
+/** Releases all, and waits for that unless the server says nothing. */
+async function giveBack(
+  clock: Clock,
+  locks: readonly DistributedLock[],
+): Promise<void> {
+  const released = () => Promise.all(locks.map(finish));
+  await within(clock, GIVE_BACK_MS, released).catch(() => {});
 }
 
 const same = <T>(answer: T): T => answer;
