@@ -2,6 +2,7 @@
 
 import { RedisBackend, type RedisOptions } from "./backends/redis.ts";
 import { RedlockBackend, type RedlockOptions } from "./backends/redlock.ts";
+import { type CommandFunction, commandFunction } from "./clients/command.ts";
 import { ioredis, type IoredisClient } from "./clients/ioredis.ts";
 import { minimal, type MinimalClient } from "./clients/minimal.ts";
 import { nodeRedis, type NodeRedisClient } from "./clients/node_redis.ts";
@@ -9,10 +10,14 @@ import type { Port } from "./clients/port.ts";
 import { type Backend, isBackend } from "./core/backend.ts";
 import { kindOf, outOfRange, wrongType } from "./core/options.ts";
 
-/** What a lock can live on: a Redis client, or a backend such as `memory()`. */
+/**
+ * What a lock can live on: a Redis client, a function that sends a command, or
+ * a backend such as `memory()`.
+ */
 export type LockTarget =
   | IoredisClient
   | NodeRedisClient
+  | CommandFunction
   | MinimalClient
   | Backend;
 
@@ -51,9 +56,7 @@ export function redis(
   client: Exclude<LockTarget, Backend>,
   options: RedisOptions = {},
 ): Backend {
-  const port = typeof client === "object" && client !== null
-    ? portOf(client)
-    : undefined;
+  const port = portOf(client);
   if (port === undefined) return notATarget("`client`", client);
   const { onEvent } = options;
   if (onEvent !== undefined && typeof onEvent !== "function") {
@@ -162,25 +165,23 @@ export function isTarget(on: unknown): on is LockTarget {
 export function connect(on: LockTarget): Backend {
   const seen = known.get(on);
   if (seen !== undefined) return seen;
-  if (typeof on === "object" && on !== null) {
-    if (isBackend(on)) return on;
-    const port = portOf(on);
-    if (port !== undefined) {
-      const backend = new RedisBackend(port);
-      known.set(on, backend);
-      clients.set(backend, on);
-      return backend;
-    }
-  }
-  return notATarget("`on`", on);
+  if (typeof on === "object" && on !== null && isBackend(on)) return on;
+  const port = portOf(on);
+  if (port === undefined) return notATarget("`on`", on);
+  const backend = new RedisBackend(port);
+  known.set(on, backend);
+  clients.set(backend, on);
+  return backend;
 }
 
 /** Its kind only: a URL in the wrong place has a password in it. */
 function notATarget(name: string, value: unknown): never {
   wrongType(
     "find the server",
-    `${name} must be an ioredis or node-redis client, an object with set, ` +
-      "get, del and eval in the style of ioredis, or a backend such as memory()",
+    `${name} must be a client (ioredis, node-redis, @upstash/redis, Valkey ` +
+      "GLIDE or Bun's RedisClient), a function that sends a command, an object " +
+      "with set, get, del and eval in the style of ioredis, or a backend such " +
+      "as memory()",
     value,
     kindOf(value),
   );
@@ -190,7 +191,14 @@ function notATarget(name: string, value: unknown): never {
  * The order matters: every client has `set` and `get`, and each but the last
  * line is about something that only one library has.
  */
-function portOf(on: object): Port | undefined {
+function portOf(on: unknown): Port | undefined {
+  if (typeof on === "function") {
+    // A class is what a client is made by.
+    return /^class\b/.test(Function.prototype.toString.call(on))
+      ? undefined
+      : commandFunction(on as CommandFunction);
+  }
+  if (typeof on !== "object" || on === null) return undefined;
   const client = on as Record<string, unknown>;
   const has = (...names: string[]) =>
     names.every((name) => typeof client[name] === "function");
@@ -203,8 +211,11 @@ function portOf(on: object): Port | undefined {
   if (typeof client.isOpen === "boolean" && has("set", "eval", "evalSha")) {
     return nodeRedis(on as NodeRedisClient);
   }
-  // Upstash's, Valkey GLIDE's and Bun's: set, get and del, but called otherwise.
-  if (has("createScript") || has("customCommand") || has("send")) {
+  // Their pipelines, again; and what is like one of them, but lacks the rest.
+  if (
+    has("exec", "length") || has("createScript") || has("customCommand") ||
+    has("send")
+  ) {
     return undefined;
   }
   if (has("set", "get", "del", "eval")) return minimal(on as MinimalClient);

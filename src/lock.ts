@@ -41,8 +41,9 @@ import { tell } from "./core/events.ts";
  * `autoExtend` it is renewed in the background at a third of that time, and
  * lost only if no renewal gets through until the end.
  *
- * @param on Where the lock lives: an ioredis or node-redis client, anything
- * with their `set`, `get`, `del` and `eval`, or a backend such as `memory()`.
+ * @param on Where the lock lives: a client (ioredis, node-redis, Upstash's,
+ * Bun's, Valkey GLIDE), a function that sends a command, anything with the
+ * `set`, `get`, `del` and `eval` of ioredis, or a backend such as `memory()`.
  * @param key What to lock; see {@linkcode lockKey}. It is the Redis key. Of
  * several keys all are taken, or none.
  * @param options `ttl` is in seconds, anything `…Ms` in milliseconds.

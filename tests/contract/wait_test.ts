@@ -8,7 +8,7 @@ import { FakeClock, settle } from "../support/fake_clock.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
 import { after, before, timersLeft } from "../support/test.ts";
 import { until } from "../support/until.ts";
-import { waitContract, type Way } from "./wait_contract.ts";
+import { waitContract } from "./wait_contract.ts";
 
 let server: RedisServer;
 before(async () => void (server = await startRedis()));
@@ -78,13 +78,8 @@ waitContract("memory, fake clock", "called", () => {
   });
 });
 
-const WAYS: Record<string, Way> = {
-  "redis pool": "asking",
-  minimal: "asking",
-};
-
-for (const { name, open } of clients) {
-  const way = WAYS[name] ?? "called";
+for (const { name, isCalled, open } of clients) {
+  const way = isCalled ? "called" : "asking";
   waitContract(name, way, async () => {
     const [here, there] = await Promise.all([
       open(server.url),
@@ -102,7 +97,7 @@ for (const { name, open } of clients) {
       stall,
       served: (waiting) => waiting,
       inLine: (key, count) =>
-        way === "no line" ? pass(15) : until(
+        until(
           `${count} in line`,
           async () => await server.command("ZCARD", `{${key}}:line`) === count,
         ),

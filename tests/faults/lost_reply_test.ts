@@ -26,6 +26,7 @@ import {
 import { type Proxy, startProxy } from "../support/proxy.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
 import { after, before, test } from "../support/test.ts";
+import { worksAgain } from "../support/works_again.ts";
 
 let server: RedisServer;
 before(async () => {
@@ -50,15 +51,15 @@ function story(
   test(`${name}: ${sentence}`, async () => {
     await using wire = await startProxy(server.port);
     await using it = await open(wire.url, options);
-    await fn({ on: it.client, wire, key: `lost:${name}` });
+    const key = `lost:${name}`;
+    await fn({ on: it.client, wire, key });
+    await worksAgain(it.client, key);
     assertEquals(await server.command("DBSIZE"), 0, "keys left behind");
   });
 }
 
 /** Those that send again, by themselves, what was left without an answer. */
-const resending = clients.filter(({ name }) =>
-  name.startsWith("ioredis") || name === "minimal"
-);
+const resending = clients.filter(({ resends }) => resends);
 const rejecting = clients.filter((kind) => !resending.includes(kind));
 
 for (const kind of resending) {
@@ -98,7 +99,7 @@ for (const kind of resending) {
 
   // Behind a mere wrapper nobody can see the reconnect: there, to be safe, a
   // lock that is not ours any more is told as lost.
-  if (kind.name === "minimal") continue;
+  if (kind.resends === "unseen") continue;
   story(
     "withLock() does not mistake a resent release for a loss",
     kind,
@@ -214,6 +215,7 @@ for (const { name, open } of clients) {
     assertEquals(await keeping.command("EXISTS", key), 1, "there is no orphan");
     wire.refuse(false);
     await gone(keeping, key);
+    await worksAgain(it.client, key);
   });
 }
 

@@ -100,8 +100,11 @@ function allow(kind: new (...args: never[]) => Error) {
 
 let serial = 0;
 
+/** The others that take any command send the very words of one of these. */
+const spoken = clients.filter(({ name }) => !/glide|function|bun/.test(name));
+
 for (const peer of peers) {
-  for (const { name: client, open } of clients) {
+  for (const { name: client, open } of spoken) {
     const couple = `${peer.name} and ours through ${client}`;
 
     test(`${couple}: whoever comes first excludes the other`, async () => {

@@ -3,7 +3,9 @@
  * through. The packages are the real ones, each of its versions by its own name,
  * and loaded by who opens one: a second process needs no more than its own.
  */
+
 import type {
+  CommandFunction,
   IoredisClient,
   LockTarget,
   NodeRedisClient,
@@ -40,6 +42,15 @@ export interface OpenClient extends AsyncDisposable {
 export interface ClientKind {
   /** What it is called in the names of tests. */
   readonly name: string;
+  /** Whether it can be called when a turn comes; else it has to ask. */
+  readonly isCalled?: boolean;
+  /**
+   * Whether it sends again, by itself, what was left without an answer; and,
+   * where it does, whether anybody can see that.
+   */
+  readonly resends?: "seen" | "unseen";
+  /** Whether nobody can see that it was closed, if that can be done at all. */
+  readonly hidesEnd?: boolean;
   /** Opens one; rejects where it can't connect, having closed it again. */
   open(url: string, options?: OpenOptions): Promise<OpenClient>;
 }
@@ -51,6 +62,8 @@ const RETRY_MS = 20;
 export const clients: readonly ClientKind[] = [
   {
     name: "ioredis",
+    isCalled: true,
+    resends: "seen",
     async open(url, how) {
       const { Redis } = await import("ioredis");
       return openIoredis(new Redis(url, ioSettings(how)), how);
@@ -58,6 +71,8 @@ export const clients: readonly ClientKind[] = [
   },
   {
     name: "ioredis5",
+    isCalled: true,
+    resends: "seen",
     async open(url, how) {
       const { Redis } = await import("ioredis5");
       return openIoredis(new Redis(url, ioSettings(how)), how);
@@ -65,6 +80,7 @@ export const clients: readonly ClientKind[] = [
   },
   {
     name: "redis",
+    isCalled: true,
     async open(url, how) {
       const { createClient } = await import("redis");
       return openNodeRedis(createClient(nodeSettings(url, how)), how);
@@ -72,6 +88,7 @@ export const clients: readonly ClientKind[] = [
   },
   {
     name: "redis5",
+    isCalled: true,
     async open(url, how) {
       const { createClient } = await import("redis5");
       return openNodeRedis(createClient(nodeSettings(url, how)), how);
@@ -79,6 +96,7 @@ export const clients: readonly ClientKind[] = [
   },
   {
     name: "redis4",
+    isCalled: true,
     async open(url, how) {
       const { createClient } = await import("redis4");
       return openNodeRedis(createClient(nodeSettings(url, how)), how);
@@ -93,6 +111,8 @@ export const clients: readonly ClientKind[] = [
   },
   {
     name: "minimal",
+    resends: "unseen",
+    hidesEnd: true,
     async open(url, how) {
       const { Redis } = await import("ioredis");
       const inner = new Redis(url, ioSettings(how));
@@ -105,6 +125,17 @@ export const clients: readonly ClientKind[] = [
         eval: (script: string, keyCount: number, ...args: string[]) =>
           inner.eval(script, keyCount, ...args),
       }, close);
+    },
+  },
+  {
+    name: "function",
+    hidesEnd: true,
+    async open(url, how) {
+      const { createClient } = await import("redis");
+      const inner = createClient(nodeSettings(url, how));
+      const { close } = await openNodeRedis(inner, how);
+      const send: CommandFunction = (args) => inner.sendCommand(args);
+      return opened(send, close);
     },
   },
 ];
