@@ -84,3 +84,4 @@ export type {
   NodeRedisClient,
   NodeRedisEval,
 } from "./src/clients/node_redis.ts";
+export type { UpstashClient } from "./src/clients/upstash.ts";

@@ -7,6 +7,7 @@ import { ioredis, type IoredisClient } from "./clients/ioredis.ts";
 import { minimal, type MinimalClient } from "./clients/minimal.ts";
 import { nodeRedis, type NodeRedisClient } from "./clients/node_redis.ts";
 import type { Port } from "./clients/port.ts";
+import { upstash, type UpstashClient } from "./clients/upstash.ts";
 import { type Backend, isBackend } from "./core/backend.ts";
 import { kindOf, outOfRange, wrongType } from "./core/options.ts";
 
@@ -17,6 +18,7 @@ import { kindOf, outOfRange, wrongType } from "./core/options.ts";
 export type LockTarget =
   | IoredisClient
   | NodeRedisClient
+  | UpstashClient
   | CommandFunction
   | MinimalClient
   | Backend;
@@ -211,6 +213,7 @@ function portOf(on: unknown): Port | undefined {
   if (typeof client.isOpen === "boolean" && has("set", "eval", "evalSha")) {
     return nodeRedis(on as NodeRedisClient);
   }
+  if (has("createScript", "exec")) return upstash(on as UpstashClient);
   // Their pipelines, again; and what is like one of them, but lacks the rest.
   if (
     has("exec", "length") || has("createScript") || has("customCommand") ||

@@ -408,14 +408,17 @@ end`,
 export const INSPECT = define({
   keys: ["lock", "fence"],
   args: [],
-  lua: `return {
-  redis.call("GET", lock), redis.call("PTTL", lock), redis.call("GET", fence)
+  // With a character before it the owner, which may be anybody's, is no JSON:
+  // Upstash's client would make something else of that.
+  lua: `local owner = redis.call("GET", lock)
+return {
+  owner and "=" .. owner, redis.call("PTTL", lock), redis.call("GET", fence)
 }`,
   decode(reply) {
     const [owner, leftMs, token] = reply as unknown[];
     const left = toLeftMs(leftMs);
     return {
-      owner: owner === null ? undefined : String(owner),
+      owner: owner === null ? undefined : String(owner).slice(1),
       leftMs: Number.isFinite(left) ? left : undefined,
       fencingToken: token === null ? undefined : Number(token),
     };

@@ -10,6 +10,7 @@ import type {
   LockTarget,
   NodeRedisClient,
 } from "@dreamer/utils/lock";
+import { startUpstash } from "./upstash_server.ts";
 
 /** How a client is opened. */
 export interface OpenOptions {
@@ -125,6 +126,27 @@ export const clients: readonly ClientKind[] = [
         eval: (script: string, keyCount: number, ...args: string[]) =>
           inner.eval(script, keyCount, ...args),
       }, close);
+    },
+  },
+  {
+    name: "upstash",
+    resends: "unseen",
+    hidesEnd: true,
+    async open(url, { offline, connect = true } = {}) {
+      const { Redis } = await import("@upstash/redis");
+      const server = await startUpstash(url);
+      const client = new Redis({
+        url: server.url,
+        token: server.token,
+        enableTelemetry: false,
+        retry: {
+          retries: offline === "fail" ? 0 : 200,
+          backoff: () => RETRY_MS,
+        },
+      });
+      const it = opened(client, () => server.stop());
+      if (connect) await orClosed(server.connect(), it);
+      return it;
     },
   },
   {
