@@ -78,6 +78,7 @@ export type {
 } from "./src/core/backend.ts";
 export type { Clock } from "./src/core/clock.ts";
 export type { CommandFunction } from "./src/clients/command.ts";
+export type { GlideClient } from "./src/clients/glide.ts";
 export type { IoredisClient } from "./src/clients/ioredis.ts";
 export type { MinimalClient } from "./src/clients/minimal.ts";
 export type {

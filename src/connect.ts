@@ -3,6 +3,7 @@
 import { RedisBackend, type RedisOptions } from "./backends/redis.ts";
 import { RedlockBackend, type RedlockOptions } from "./backends/redlock.ts";
 import { type CommandFunction, commandFunction } from "./clients/command.ts";
+import { glide, type GlideClient } from "./clients/glide.ts";
 import { ioredis, type IoredisClient } from "./clients/ioredis.ts";
 import { minimal, type MinimalClient } from "./clients/minimal.ts";
 import { nodeRedis, type NodeRedisClient } from "./clients/node_redis.ts";
@@ -19,6 +20,7 @@ export type LockTarget =
   | IoredisClient
   | NodeRedisClient
   | UpstashClient
+  | GlideClient
   | CommandFunction
   | MinimalClient
   | Backend;
@@ -214,6 +216,7 @@ function portOf(on: unknown): Port | undefined {
     return nodeRedis(on as NodeRedisClient);
   }
   if (has("createScript", "exec")) return upstash(on as UpstashClient);
+  if (has("customCommand", "close")) return glide(on as GlideClient);
   // Their pipelines, again; and what is like one of them, but lacks the rest.
   if (
     has("exec", "length") || has("createScript") || has("customCommand") ||

@@ -28,7 +28,7 @@ const PATIENT = { allowTimers: "who waited listens on for a second" };
 
 const pass = (ms: number) => new Promise<void>((go) => setTimeout(go, ms));
 
-for (const { name, open } of clusterClients) {
+for (const { name, isCalled, open } of clusterClients) {
   lockContract(name, async () => {
     const { client, close } = await open(cluster.urls);
     return {
@@ -49,7 +49,7 @@ for (const { name, open } of clusterClients) {
     };
   });
 
-  waitContract(name, "called", async () => {
+  waitContract(name, isCalled ? "called" : "asking", async () => {
     const [here, there] = await Promise.all([
       open(cluster.urls),
       open(cluster.urls),

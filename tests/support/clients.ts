@@ -150,6 +150,26 @@ export const clients: readonly ClientKind[] = [
     },
   },
   {
+    name: "glide",
+    async open(url, { offline } = {}) {
+      const { GlideClient, Logger } = await import("@valkey/valkey-glide");
+      // It writes a line for each error reply.
+      Logger.setLoggerConfig("off");
+      const { hostname, port, password } = new URL(url);
+      const client = await GlideClient.createClient({
+        addresses: [{ host: hostname, port: Number(port) }],
+        ...password && { credentials: { password } },
+        requestTimeout: offline === "fail" ? 100 : 10_000,
+        connectionBackoff: {
+          numberOfRetries: 3,
+          factor: RETRY_MS,
+          exponentBase: 1,
+        },
+      });
+      return opened(client, () => client.close());
+    },
+  },
+  {
     name: "function",
     hidesEnd: true,
     async open(url, how) {

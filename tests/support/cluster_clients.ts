@@ -6,6 +6,8 @@ import type { OpenClient } from "./clients.ts";
 /** One kind of client. */
 export interface ClusterClientKind {
   readonly name: string;
+  /** Whether it can be called when a turn comes; else it has to ask. */
+  readonly isCalled: boolean;
   open(urls: readonly string[]): Promise<OpenClient>;
 }
 
@@ -13,6 +15,7 @@ export interface ClusterClientKind {
 export const clusterClients: readonly ClusterClientKind[] = [
   {
     name: "ioredis Cluster",
+    isCalled: true,
     async open([url]) {
       const { Cluster } = await import("ioredis");
       const client = new Cluster([url]);
@@ -21,7 +24,27 @@ export const clusterClients: readonly ClusterClientKind[] = [
     },
   },
   {
+    name: "glide cluster",
+    isCalled: false,
+    async open(urls) {
+      const { GlideClusterClient, Logger } = await import(
+        "@valkey/valkey-glide"
+      );
+      // It writes a line for each error reply.
+      Logger.setLoggerConfig("off");
+      const client = await GlideClusterClient.createClient({
+        addresses: urls.map((url) => {
+          const { hostname, port } = new URL(url);
+          return { host: hostname, port: Number(port) };
+        }),
+        requestTimeout: 10_000,
+      });
+      return opened(client, () => client.close());
+    },
+  },
+  {
     name: "redis cluster",
+    isCalled: true,
     async open(urls) {
       const { createCluster } = await import("redis");
       const client = createCluster({ rootNodes: urls.map((url) => ({ url })) });

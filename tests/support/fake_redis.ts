@@ -21,7 +21,7 @@ const MANNERS: Record<string, (words: string[]) => string> = {
   HELLO: (words) =>
     `${words[1] === "3" ? "%1" : "*2"}\r\n$5\r\nproto\r\n:${words[1]}\r\n`,
   INFO: () => {
-    const info = "redis_version:7.0.15\r\nloading:0\r\n";
+    const info = "redis_version:7.0.15\r\nloading:0\r\nrole:master\r\n";
     return `$${info.length}\r\n${info}\r\n`;
   },
   PING: () => "+PONG\r\n",
