@@ -77,6 +77,7 @@ export type {
   Wish,
 } from "./src/core/backend.ts";
 export type { Clock } from "./src/core/clock.ts";
+export type { BunClient } from "./src/clients/bun.ts";
 export type { CommandFunction } from "./src/clients/command.ts";
 export type { GlideClient } from "./src/clients/glide.ts";
 export type { IoredisClient } from "./src/clients/ioredis.ts";

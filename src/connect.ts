@@ -2,6 +2,7 @@
 
 import { RedisBackend, type RedisOptions } from "./backends/redis.ts";
 import { RedlockBackend, type RedlockOptions } from "./backends/redlock.ts";
+import { bun, type BunClient } from "./clients/bun.ts";
 import { type CommandFunction, commandFunction } from "./clients/command.ts";
 import { glide, type GlideClient } from "./clients/glide.ts";
 import { ioredis, type IoredisClient } from "./clients/ioredis.ts";
@@ -20,6 +21,7 @@ export type LockTarget =
   | IoredisClient
   | NodeRedisClient
   | UpstashClient
+  | BunClient
   | GlideClient
   | CommandFunction
   | MinimalClient
@@ -217,6 +219,9 @@ function portOf(on: unknown): Port | undefined {
   }
   if (has("createScript", "exec")) return upstash(on as UpstashClient);
   if (has("customCommand", "close")) return glide(on as GlideClient);
+  if (typeof client.connected === "boolean" && has("send", "duplicate")) {
+    return bun(on as BunClient);
+  }
   // Their pipelines, again; and what is like one of them, but lacks the rest.
   if (
     has("exec", "length") || has("createScript") || has("customCommand") ||

@@ -35,7 +35,7 @@ const TOLD_MS = 900;
 const PATIENT: LockOptions = { ttl: 30, waitMs: 20_000, localTurns: 0 };
 
 const kinds = clients.filter(({ name }) =>
-  name === "ioredis" || name === "redis"
+  ["ioredis", "redis", "bun"].includes(name)
 );
 
 let server: RedisServer;
@@ -94,13 +94,12 @@ function story(
       async openEar(port) {
         const client = await scene.open() as LockTarget & Duplicable;
         const { duplicate } = client;
+        const url = `redis://127.0.0.1:${port}`;
         client.duplicate = (overrides: object) =>
-          // The one wants a port, the other an address.
-          duplicate.call(client, {
-            ...overrides,
-            port,
-            url: `redis://127.0.0.1:${port}`,
-          });
+          kind.name === "bun"
+            ? kind.open(url).then((it) => it.client)
+            // The one wants a port, the other an address.
+            : duplicate.call(client, { ...overrides, port, url });
         return client;
       },
       async serve() {

@@ -34,7 +34,7 @@ const PATIENT: LockOptions = { ttl: 30, waitMs: 20_000 };
 const LISTENS_ON = "who waited listens on for a second";
 
 const kinds = clients.filter(({ name }) =>
-  name === "ioredis" || name === "redis"
+  ["ioredis", "redis", "bun"].includes(name)
 );
 
 let server: RedisServer;

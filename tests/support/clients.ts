@@ -3,8 +3,10 @@
  * through. The packages are the real ones, each of its versions by its own name,
  * and loaded by who opens one: a second process needs no more than its own.
  */
+import process from "node:process";
 
 import type {
+  BunClient,
   CommandFunction,
   IoredisClient,
   LockTarget,
@@ -180,6 +182,21 @@ export const clients: readonly ClientKind[] = [
       return opened(send, close);
     },
   },
+  // Nowhere else is there such a client.
+  ...process.versions.bun === undefined ? [] : [{
+    name: "bun",
+    isCalled: true,
+    async open(url: string, { offline, connect = true }: OpenOptions = {}) {
+      const { RedisClient } = await import("bun" as string);
+      const client: BunClient & {
+        connect(): Promise<void>;
+        close(): void;
+      } = new RedisClient(url, { enableOfflineQueue: offline !== "fail" });
+      const it = opened(client, () => client.close());
+      if (connect) await orClosed(client.connect(), it);
+      return it;
+    },
+  }],
 ];
 
 /** ioredis clients of both versions, as far as they are alike. */
