@@ -3,6 +3,8 @@
  * test here, and `deno check` its runner. None of the clients ever connects.
  */
 import { assertInstanceOf, assertThrows } from "@std/assert";
+import { Redis as Upstash } from "@upstash/redis";
+import { GlideClient, GlideClusterClient } from "@valkey/valkey-glide";
 import { Cluster as Ioredis6Cluster, Redis as Ioredis6 } from "ioredis";
 import { Cluster as Ioredis5Cluster, Redis as Ioredis5 } from "ioredis5";
 import { Buffer } from "node:buffer";
@@ -59,6 +61,15 @@ const targets: { [kind: string]: () => LockTarget } = {
   "node-redis 4": () => createRedis4(),
   "node-redis 4, by the type that people write": () => createRedis4() as Redis4,
   "node-redis 4, a cluster": () => createRedis4Cluster(nodes),
+  "@upstash/redis": () => new Upstash({ url: "http://[::1]", token: "t" }),
+  // Made by an asynchronous function, which connects.
+  "Valkey GLIDE": () => Object.create(GlideClient.prototype) as GlideClient,
+  "Valkey GLIDE, a cluster": () =>
+    Object.create(GlideClusterClient.prototype) as GlideClusterClient,
+  "a function": () => {
+    const redis = new Ioredis6(lazy);
+    return ([name, ...args]: string[]) => redis.call(name, ...args);
+  },
   "a bare object around ioredis": () => {
     const redis = new Ioredis6(lazy);
     return {
