@@ -7,8 +7,15 @@
  *
  * Every step runs, whatever failed before it. The last line is the sum.
  */
-import { existsSync, readdirSync, statSync } from "node:fs";
-import { join, posix } from "node:path";
+import {
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  statSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join, posix } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 
@@ -127,7 +134,19 @@ const excuses = new Set();
 
 const programs = await bringAll();
 await forEach(chosen(checks), take);
+// With all of the suites: what each test came to, for the table of clients.
+const log = only ?? files
+  ? undefined
+  : join(mkdtempSync(join(tmpdir(), "lock-tests-")), "ran.jsonl");
+if (log !== undefined) env.TEST_LOG = log;
 await Promise.all(chosen(runners).map(take));
+if (log !== undefined) {
+  await take({
+    name: "clients",
+    node: ["tools/clients_table.mjs", "--log", log],
+  });
+  rmSync(dirname(log), { recursive: true });
+}
 
 for (const excuse of excuses) console.log(excuse);
 for (const { name, skipped } of skips) {

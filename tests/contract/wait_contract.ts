@@ -418,7 +418,8 @@ export function waitContract(
     assert(ends.aborted > 0, "the abort always came too late");
   });
 
-  waits("an observer is told of the wait", async (it) => {
+  const alone = way === "asking" ? ", and that nobody can call" : "";
+  waits(`an observer is told of the wait${alone}`, async (it) => {
     const { wait, hold, observed, served, inLine, pass, key } = it;
     const { events } = observed;
     const holder = await hold();

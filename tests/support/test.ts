@@ -4,6 +4,7 @@
  * by the library (it would keep somebody's process alive), a rejection or an
  * exception that nobody caught.
  */
+import { appendFileSync } from "node:fs";
 import nodeTest, { after, before } from "node:test";
 import process from "node:process";
 import { setImmediate } from "node:timers";
@@ -59,7 +60,24 @@ export function test(
   // The limit that speaks is the one in watched(); the runner's is there so
   // that a lower default of its own (Bun) does not come first.
   const timeout = (options.timeoutMs ?? 20_000) + 5_000;
-  nodeTest(name, { timeout }, () => watched(fn, options));
+  nodeTest(name, { timeout }, noted(name, () => watched(fn, options)));
+}
+
+/** `run`, which writes down how it ended: see tools/clients_table.mjs. */
+function noted(name: string, run: () => Promise<void>): () => Promise<void> {
+  const file = process.env.TEST_LOG ?? "";
+  if (file === "") return run;
+  const { bun, deno } = process.versions;
+  const runtime = bun ? "Bun" : deno ? "Deno" : "Node";
+  return async () => {
+    let ok = false;
+    try {
+      await run();
+      ok = true;
+    } finally {
+      appendFileSync(file, `${JSON.stringify({ runtime, name, ok })}\n`);
+    }
+  };
 }
 
 /**
@@ -89,7 +107,7 @@ test.sideBySide = (
 ): void => {
   const runs = besideEachOther(tests.map(([, fn]) => fn), finale);
   for (const [index, [name]] of tests.entries()) {
-    nodeTest(name, { timeout: 25_000 }, runs[index]);
+    nodeTest(name, { timeout: 25_000 }, noted(name, runs[index]));
   }
 };
 
