@@ -50,8 +50,14 @@ const IDLE_MS = 1_000;
 const MOST_AT_ONCE = 250;
 /** How often, where whoever has the key may go without a word. */
 const FOREIGN_MS = 150;
-/** Where nobody can call us, the first in line asks this often, at most. */
+/**
+ * Where nobody can call us, the first in line asks this often, at most; and the
+ * less often the longer it stands there, as far as a turn is still heard of in a
+ * quarter of a second. Each question may be a request that is paid for.
+ */
 const POLL_FIRST_MS = 25;
+const POLL_GROWTH = 1.3;
+const POLL_HEAD_MS = 120;
 const POLL_LAST_MS = 1_000;
 
 /** What no patience will change: the server's word on our rights, or the key. */
@@ -87,6 +93,8 @@ class Party {
   asked: Moment | undefined;
   at = 0;
   place: number | undefined;
+  /** How often it was told the same place as before. */
+  stillThere = 0;
   /** When the present hold ends, as far as is known. */
   freeAt: number | undefined;
   /** When to ask again. */
@@ -488,6 +496,7 @@ export class Room {
     const { ticket, place, retryAfterMs, at } = answer;
     party.asked = asked;
     party.at = at;
+    party.stillThere = place === party.place ? party.stillThere + 1 : 0;
     party.place = place;
     party.freeAt = retryAfterMs === undefined ? undefined : now + retryAfterMs;
     // In passing: the next step is on its way.
@@ -503,11 +512,13 @@ export class Room {
   }
 
   /** How long to wait for a call before asking again. */
-  #pauseMs({ isCalled, place = 1 }: Party, freeInMs = Infinity): number {
-    const pauseMs = isCalled
-      ? HEARTBEAT_MS
-      // Around a mean, or all would ask at the same time for ever.
-      : Math.min(POLL_FIRST_MS * place, POLL_LAST_MS) * (0.5 + Math.random());
+  #pauseMs(party: Party, freeInMs = Infinity): number {
+    const { isCalled, place = 1, stillThere } = party;
+    const meanMs = place > 1
+      ? Math.min(POLL_FIRST_MS * place, POLL_LAST_MS)
+      : Math.min(POLL_FIRST_MS * POLL_GROWTH ** stillThere, POLL_HEAD_MS);
+    // Around a mean, or all would ask at the same time for ever.
+    const pauseMs = isCalled ? HEARTBEAT_MS : meanMs * (0.5 + Math.random());
     return Math.min(pauseMs, freeInMs + AFTER_MS);
   }
 

@@ -312,3 +312,22 @@ test("all clients together: nobody starves, and never two inside", async () => {
   await until("nobody listens any more", () => timersLeft() === 0);
   assertEquals(await server.command("DBSIZE"), 0);
 });
+
+test("one who asks does so less often the longer it is the first in line", async () => {
+  await using own = await startRedis();
+  let asked = 0;
+  const send: CommandFunction = (args) => {
+    asked++;
+    return own.command(...args);
+  };
+  const holder = await acquireLock(send, "held");
+  const next = acquireLock(send, "held", { waitMs: 20_000 });
+  await until("it stands there", () => asked > 12);
+  const before = asked;
+  await new Promise((go) => setTimeout(go, 1_500));
+  // Of 120 ms each, give or take a half; it was asked every 25 ms at first.
+  assert(asked - before >= 3, `asked ${asked - before} times`);
+  assert(asked - before <= 25, `asked ${asked - before} times`);
+  assertEquals(await holder.release(), true);
+  assertEquals(await (await next).release(), true);
+});
