@@ -159,8 +159,11 @@ export function redlock(
 
 /** Whether {@linkcode connect} has a backend for it. */
 export function isTarget(on: unknown): on is LockTarget {
-  return typeof on === "object" && on !== null &&
-    (isBackend(on) || portOf(on) !== undefined);
+  return isOwn(on) || portOf(on) !== undefined;
+}
+
+function isOwn(on: unknown): on is Backend {
+  return typeof on === "object" && on !== null && isBackend(on);
 }
 
 /**
@@ -171,7 +174,7 @@ export function isTarget(on: unknown): on is LockTarget {
 export function connect(on: LockTarget): Backend {
   const seen = known.get(on);
   if (seen !== undefined) return seen;
-  if (typeof on === "object" && on !== null && isBackend(on)) return on;
+  if (isOwn(on)) return on;
   const port = portOf(on);
   if (port === undefined) return notATarget("`on`", on);
   const backend = new RedisBackend(port);
