@@ -67,13 +67,17 @@ export type {
   FencedWrite,
   Grant,
   HandOver,
+  Hearing,
   Hold,
   Line,
+  NoticeEars,
+  Notices,
   Place,
   Refusal,
   Standing,
   Turn,
   Verdict,
+  Watch,
   Wish,
 } from "./src/core/backend.ts";
 export type { Clock } from "./src/core/clock.ts";

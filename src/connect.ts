@@ -86,9 +86,10 @@ const FEWEST_SERVERS = 3;
  * them. With fewer than a majority in reach nothing is granted; the error tells
  * of each server, by an `AggregateError` as its `cause`.
  *
- * Who waits for a lock (`waitMs`) tries again and again, in no order. Of
- * several who ask in the same moment it may be that none gets a majority: who
- * doesn't wait is told that it is taken. A server that lost its data should
+ * Who waits for a lock (`waitMs`) is told by the servers when it is released, in
+ * about the order in which they came, and tries again every now and then in
+ * case that is lost. Of several who ask in the same moment it may be that none
+ * gets a majority: who doesn't wait is told that it is taken. A server that lost its data should
  * stay away for as long as the longest lease before it takes part again.
  *
  * @param targets The servers: at least 3 clients or backends, of any kinds, in

@@ -717,7 +717,8 @@ export class DistributedLock implements AsyncDisposable {
    */
   release(): Promise<boolean> {
     if (this.#others === ALONE) return this.#release();
-    const all = [this.#release(), ...this.#others.map((one) => one.release())];
+    const together = new Together(this.#backend);
+    const all = [this, ...this.#others].map((one) => one.#release(together));
     // All of them before one's failure is told: none is given up for another.
     return Promise.allSettled(all).then(async () => {
       const freed = await Promise.all(all);
@@ -725,18 +726,19 @@ export class DistributedLock implements AsyncDisposable {
     });
   }
 
-  #release(): Promise<boolean> {
+  #release(together?: Together): Promise<boolean> {
     if (this.#releasing !== undefined) {
       // Told "freed" is one call only; where that one fails, this one tries.
       return this.#releasing.then(() => false, () => this.#release());
     }
     if (!this.#mayBeThere) return Promise.resolve(false);
-    return this.#free((verdict) => verdict === "done");
+    return this.#free((verdict) => verdict === "done", together);
   }
 
   /** Releases what may be there, and passes on what `then` makes of it. */
   #free<T>(
     then: (verdict: Verdict, loss: LockLostError | undefined) => T,
+    together?: Together,
   ): Promise<T> {
     const backend = this.#backend;
     const keeper = this.#keeper!;
@@ -774,7 +776,7 @@ export class DistributedLock implements AsyncDisposable {
       throw error;
     };
     const releasing = turn === undefined
-      ? backend.release(this.#claim).then(done, failed)
+      ? (together ?? backend).release(this.#claim).then(done, failed)
       : turn.end(this.#claim, done, failed);
     this.#releasing = releasing;
     return releasing;
@@ -805,14 +807,14 @@ export class DistributedLock implements AsyncDisposable {
 
   async #finish(): Promise<LockLostError | undefined> {
     if (this.#others === ALONE) return await this.#finishOne();
-    const losses = await Promise.all([
-      this.#finishOne(),
-      ...this.#others.map((other) => other.#finishOne()),
-    ]);
+    const together = new Together(this.#backend);
+    const losses = await Promise.all(
+      [this, ...this.#others].map((one) => one.#finishOne(together)),
+    );
     return losses.find((loss) => loss !== undefined);
   }
 
-  async #finishOne(): Promise<LockLostError | undefined> {
+  async #finishOne(together?: Together): Promise<LockLostError | undefined> {
     await this.#releasing?.catch(() => {});
     const keeper = this.#keeper;
     const loss = keeper?.loss;
@@ -823,7 +825,7 @@ export class DistributedLock implements AsyncDisposable {
       return loss;
     }
     try {
-      return await this.#free((_, loss) => loss);
+      return await this.#free((_, loss) => loss, together);
     } catch {
       this.#backend.discard(this.#claim);
     }
@@ -930,6 +932,30 @@ export class DistributedLock implements AsyncDisposable {
       this.key,
       `The lock "${this.key}" is not held: ${why}`,
     );
+  }
+}
+
+/** Releases what it is given in one moment by as few commands as will do. */
+class Together {
+  readonly #backend: Backend;
+  #holds: Claim[] = [];
+  #sent: Promise<readonly Promise<Verdict>[]> | undefined;
+
+  constructor(backend: Backend) {
+    this.#backend = backend;
+  }
+
+  release(claim: Claim): Promise<Verdict> {
+    const { releaseAll } = this.#backend;
+    if (releaseAll === undefined) return this.#backend.release(claim);
+    const at = this.#holds.push(claim) - 1;
+    this.#sent ??= Promise.resolve().then(() => {
+      const holds = this.#holds;
+      this.#holds = [];
+      this.#sent = undefined;
+      return releaseAll(holds);
+    });
+    return this.#sent.then((verdicts) => verdicts[at]);
   }
 }
 

@@ -17,6 +17,8 @@ import {
   type HandOver,
   type Hold,
   type Line,
+  type NoticeEars,
+  type Notices,
   type Place,
   type Refusal,
   type Standing,
@@ -68,6 +70,11 @@ interface Row {
 /** All who wait are of this process, and all can be called: by name. */
 const INBOX = "0";
 
+/** How long a key is kept for who was told of its release: as in scripts.ts. */
+const RESERVED_MS = 200;
+/** What leads the owner of a key that is kept for a watcher: it is nobody's. */
+const KEPT = "next ";
+
 class MemoryBackend implements Backend {
   readonly name = "memory";
   readonly line: Line & { inbox: string | undefined } = {
@@ -88,11 +95,34 @@ class MemoryBackend implements Backend {
       if (called !== undefined) this.#call(called);
     },
   };
+  readonly notices: Notices = {
+    isOpen: true,
+    listen: (ears) => {
+      const inbox = String(++this.#lastInbox);
+      this.#listening.set(inbox, ears);
+      return {
+        inbox,
+        opened: Promise.resolve(),
+        close: () => void this.#listening.delete(inbox),
+      };
+    },
+    tryAcquire: (wish, watcher) =>
+      Promise.resolve(this.#tryOrWatch(wish, watcher)),
+    release: (hold) => this.#release(hold, true),
+    forget: (key, watcher) => {
+      this.#unwatch(key, watcher);
+      if (this.#look(key)?.owner === keptFor(watcher)) this.#tell(key);
+    },
+  };
   readonly clock: Clock;
   readonly onEvent: ((event: LockEvent) => void) | undefined;
   readonly #rows = new Map<string, Row>();
   /** Who waits for each key, in order. */
   readonly #lines = new Map<string, (Wish & { ticket: number })[]>();
+  /** Who is to be told of a release, by ticket. */
+  readonly #watching = new Map<string, Map<string, number>>();
+  readonly #listening = new Map<string, NoticeEars>();
+  #lastInbox = 0;
   #ears: Ears | undefined;
   #lastTicket = 0;
   /** Swept once there are this many: twice what the last sweep left. */
@@ -191,10 +221,62 @@ class MemoryBackend implements Backend {
   }
 
   release(hold: Hold): Promise<Verdict> {
+    return this.#release(hold, false);
+  }
+
+  #release(hold: Hold, isTold: boolean): Promise<Verdict> {
     const { verdict, called } = this.#handOver(hold, undefined);
     // Once it was told of the release.
     if (called !== undefined) void afterwards(() => this.#call(called));
+    else if (verdict === "done" && isTold) this.#tell(hold.key);
     return Promise.resolve(verdict);
+  }
+
+  /** Takes the key, if it is free or kept for `watcher`, or notes who that is. */
+  #tryOrWatch(wish: Wish, watcher?: string): Turn | Place {
+    const { key, owner } = wish;
+    const at = this.clock.now();
+    const row = this.#look(key);
+    const isKept = watcher !== undefined && row?.owner === keptFor(watcher);
+    if (row === undefined || isKept || row.owner === owner) {
+      if (watcher !== undefined) this.#unwatch(key, watcher);
+      return this.#give(wish);
+    }
+    // For how long it is kept says nothing of the hold that follows.
+    const retryAfterMs = row.owner.startsWith(KEPT)
+      ? undefined
+      : Math.ceil(row.expiresAt - at);
+    if (watcher === undefined) return { granted: false, retryAfterMs, at };
+    let watching = this.#watching.get(key);
+    if (watching === undefined) this.#watching.set(key, watching = new Map());
+    const ticket = wish.ticket ?? watching.get(watcher) ?? ++this.#lastTicket;
+    watching.set(watcher, ticket);
+    let place = 1;
+    for (const other of watching.values()) if (other < ticket) place++;
+    return { granted: false, retryAfterMs, at, ticket, place };
+  }
+
+  #unwatch(key: string, watcher: string): void {
+    const watching = this.#watching.get(key);
+    watching?.delete(watcher);
+    if (watching?.size === 0) this.#watching.delete(key);
+  }
+
+  /** Keeps a key that was released for the first who watches it, and tells. */
+  #tell(key: string): void {
+    this.#rows.delete(key);
+    const watching = [...this.#watching.get(key) ?? []]
+      .sort(([, one], [, other]) => one - other);
+    for (const [watcher] of watching) {
+      this.#unwatch(key, watcher);
+      const [inbox, name] = watcher.split(" ");
+      const ears = this.#listening.get(inbox);
+      if (ears === undefined) continue;
+      const expiresAt = this.clock.now() + RESERVED_MS;
+      this.#rows.set(key, { owner: keptFor(watcher), expiresAt });
+      void afterwards(() => ears.onNotice(name));
+      return;
+    }
   }
 
   #call({ owner, turn }: Called): void {
@@ -309,6 +391,7 @@ class MemoryBackend implements Backend {
     const { called } = this.#handOver({ key, owner: row.owner }, undefined);
     this.#ears?.onEnd(row.owner);
     if (called !== undefined) this.#call(called);
+    else this.#tell(key);
     return Promise.resolve(true);
   }
 
@@ -336,6 +419,10 @@ class MemoryBackend implements Backend {
     for (const key of this.#rows.keys()) this.#look(key);
     this.#sweepAt = Math.max(64, this.#rows.size * 2);
   }
+}
+
+function keptFor(watcher: string): string {
+  return KEPT + watcher;
 }
 
 /** A glob pattern as Redis reads it: `*`, `?`, `[a-z]`, `[^a]`, `\\` to escape. */

@@ -11,8 +11,11 @@ import {
   type Grant,
   GRANTED,
   type HandOver,
+  type Hearing,
   type Hold,
   type Line,
+  type NoticeEars,
+  type Notices,
   type Place,
   type Refusal,
   type Standing,
@@ -22,14 +25,14 @@ import {
 } from "../core/backend.ts";
 import { afterwards, systemClock } from "../core/clock.ts";
 import { LockBackendError } from "../core/errors.ts";
-import { drawOwner } from "../core/keys.ts";
 import type { LockEvent } from "../core/events.ts";
+import { Inbox } from "./inbox.ts";
 import {
   ACQUIRE_ALL,
   ACQUIRE_FENCED,
-  channelOf,
   EXTEND,
   FORCE_RELEASE,
+  FORGET,
   HAND_OVER,
   INQUIRE,
   INSPECT,
@@ -37,12 +40,15 @@ import {
   RAISE_FENCE,
   refusal,
   RELEASE,
+  RELEASE_ALL,
   RELEASE_PLAIN,
+  RELEASE_TELLING,
   REMIND,
   run,
   runThen,
   STAND,
   toCall,
+  TRY_OR_WATCH,
   WRITE_FENCED,
 } from "./scripts.ts";
 import { slotOf, tagFor, tagOf } from "./slots.ts";
@@ -57,13 +63,8 @@ export interface RedisOptions {
 const CLEAN_UP_FIRST_MS = 10;
 const CLEAN_UP_LAST_MS = 200;
 
-/**
- * How often to look, and after how long, whether there is a connection to listen
- * by, before one asks instead. In steps: a program that is too busy to hear of
- * it in one has to come by some others.
- */
-const LISTEN_TIMES = 10;
-const LISTEN_MS = 25;
+/** How long to listen on when nobody waits over a quorum any more. */
+const IDLE_MS = 1_000;
 
 /**
  * How long after somebody else was called to remind them, unless the lock was
@@ -78,9 +79,6 @@ const REMIND_MS = 150;
 const TEST_MS = 1_000;
 const MOST_MISSED = 2;
 
-/** Of the name of an inbox: hexadecimal digits, 64 bits. */
-const INBOX_LENGTH = 16;
-
 /** Locks on the server behind `port`. */
 export class RedisBackend implements Backend {
   readonly name = "redis";
@@ -91,8 +89,11 @@ export class RedisBackend implements Backend {
   line: RedisLine | undefined;
   /** For what may be a double, whose EVAL can do no more than the release. */
   readonly findLine: Backend["findLine"];
+  /** Told to those who wait over a quorum, where the server runs scripts. */
+  readonly notices: RedisNotices | undefined;
   /** Not in a Cluster, where one script may touch one slot only. */
   readonly tryAcquireAll: Backend["tryAcquireAll"];
+  readonly releaseAll: Backend["releaseAll"];
   readonly #port: Port;
   #isServer: Promise<Line | undefined> | undefined;
   /** Calls off the cleaning up after an owner and key. Empty but after failures. */
@@ -102,11 +103,17 @@ export class RedisBackend implements Backend {
     this.#port = port;
     this.onEvent = options.onEvent;
     this.scan = port.scan && ((pattern) => this.#scan(pattern));
-    if (port.get === undefined) this.line = this.#newLine();
-    else this.findLine = () => this.#isServer ??= this.#find();
+    if (port.get === undefined) {
+      this.line = this.#newLine();
+      this.notices = new RedisNotices(port, {
+        attempt: (claim, ask) => this.#attempt(claim, ask),
+        verdictOn: (hold) => this.#verdictOn(hold),
+      });
+    } else this.findLine = () => this.#isServer ??= this.#find();
     if (port.get === undefined && !port.isCluster) {
       this.tryAcquireAll = (claims, isFenced) =>
         this.#tryAcquireAll(claims, isFenced);
+      this.releaseAll = (holds) => this.#releaseAll(holds);
     }
   }
 
@@ -171,16 +178,21 @@ export class RedisBackend implements Backend {
     );
   }
 
-  async tryAcquireFenced(claim: Claim): Promise<Grant | Refusal> {
+  tryAcquireFenced(claim: Claim): Promise<Grant | Refusal> {
     const { key, owner, ttlMs } = claim;
+    const keys = [key, companion(key, "fence")] as const;
+    const args = [owner, String(ttlMs)] as const;
+    return this.#attempt(
+      claim,
+      () => run(this.#port, ACQUIRE_FENCED, keys, args),
+    );
+  }
+
+  async #attempt<T>(claim: Claim, ask: () => Promise<T>): Promise<T> {
+    const { key, owner } = claim;
     if (this.#cleaning.size > 0) this.#cleaning.get(owner + key)?.();
     try {
-      return await run(
-        this.#port,
-        ACQUIRE_FENCED,
-        [key, companion(key, "fence")],
-        [owner, String(ttlMs)],
-      );
+      return await ask();
     } catch (cause) {
       throw this.#acquireFailure(claim, cause);
     }
@@ -263,17 +275,39 @@ export class RedisBackend implements Backend {
   // By then() rather than await, as above.
   release(hold: Hold): Promise<Verdict> {
     const { key, owner } = hold;
+    return this.#release(key, owner, this.#verdictOn(hold), (cause) => {
+      throw failure("release", key, cause);
+    });
+  }
+
+  #releaseAll(holds: readonly Hold[]): readonly Promise<Verdict>[] {
+    const verdicts = run(
+      this.#port,
+      RELEASE_ALL,
+      holds.flatMap(({ key }) => [key, companion(key, "line")]),
+      holds.map(({ owner }) => owner),
+    );
+    return holds.map((hold, i) => {
+      const verdictOn = this.#verdictOn(hold);
+      return verdicts.then((all) => verdictOn(all[i]), (cause) => {
+        throw failure("release", hold.key, cause);
+      });
+    });
+  }
+
+  /** What an answer to a release that is about to be sent comes to. */
+  #verdictOn(
+    hold: Hold,
+  ): (verdict: Verdict | "wanted") => Verdict | Promise<Verdict> {
     const port = this.#port;
     const connection = port.connection?.();
-    return this.#release(key, owner, (verdict) => {
+    return (verdict) => {
       if (verdict === "wanted") return this.#handOver(hold);
       return verdict === "done" || connection === port.connection?.()
         ? verdict
         // The first sending may have freed it: this answers the second.
         : "unclear";
-    }, (cause) => {
-      throw failure("release", key, cause);
-    });
+    };
   }
 
   #release<T>(
@@ -318,7 +352,8 @@ export class RedisBackend implements Backend {
 
   async forceRelease(key: string): Promise<boolean> {
     try {
-      return await run(this.#port, FORCE_RELEASE, keysOf(key), []);
+      const keys = [...keysOf(key), companion(key, "watch")] as const;
+      return await run(this.#port, FORCE_RELEASE, keys, []);
     } catch (cause) {
       throw failure("free", key, cause);
     }
@@ -394,15 +429,12 @@ export class RedisBackend implements Backend {
 
 /** The lines before the keys of the server behind `port`. */
 class RedisLine implements Line {
-  inbox: string | undefined;
   readonly #port: Port;
   readonly #cleanUp: (hold: Claim, leaving: string) => void;
+  readonly #inbox: Inbox;
   /** Who was called of other processes, for which key, and when. */
   readonly #calledOut = new Map<string, { owner: string; at: number }>();
   #ears: Ears | undefined;
-  #hangUp: (() => void) | undefined;
-  /** Listens anew by the same name. */
-  #listen = () => {};
   /** How many messages of a test were sent to us, and not heard. */
   #missed = 0;
   #testedAt = -Infinity;
@@ -410,77 +442,31 @@ class RedisLine implements Line {
   constructor(port: Port, cleanUp: (hold: Claim, leaving: string) => void) {
     this.#port = port;
     this.#cleanUp = cleanUp;
+    this.#inbox = new Inbox(port);
+  }
+
+  get inbox(): string | undefined {
+    return this.#inbox.name;
   }
 
   open(ears: Ears): Promise<boolean> {
     this.#ears = ears;
-    const { listen } = this.#port;
-    // The star: see handOver in scripts.ts.
-    const inbox = drawOwner().slice(0, INBOX_LENGTH) +
-      (this.#port.isCluster ? "*" : "");
-    return new Promise((resolve) => {
-      let isWaitedFor = true;
-      let callOff = () => {};
-      const answer = (canHear: boolean) => {
-        callOff();
-        isWaitedFor = false;
-        resolve(canHear);
-      };
-      const onFail = (reason: unknown) => {
-        if (this.#ears !== ears) return;
-        this.#silence();
-        answer(false);
-        ears.onDeaf(reason);
-      };
-      if (listen === undefined) {
-        return onFail(new Error("The client can't SUBSCRIBE"));
-      }
-      let times = 0;
-      const look = () => {
-        // Without an answer we stand in line all the same, and ask.
-        if (++times > LISTEN_TIMES) answer(false);
-        else callOff = systemClock.setTimer(look, LISTEN_MS);
-      };
-      look();
-      const onReady = () => {
-        if (this.#ears !== ears) return;
-        this.inbox = inbox;
-        if (isWaitedFor) answer(true);
-        else ears.onGap();
-      };
-      const onMessage = (message: string) => this.#hear(message);
-      const onClosed = () => {
-        if (this.#ears !== ears) return;
-        this.#silence();
-        answer(false);
-        ears.onClosed();
-      };
-      this.#listen = () => {
-        this.#missed = 0;
-        try {
-          const listener = { onMessage, onReady, onFail, onClosed };
-          this.#hangUp = listen(channelOf(inbox), listener);
-        } catch (reason) {
-          onFail(reason);
-        }
-      };
-      this.#listen();
+    this.#missed = 0;
+    return this.#inbox.open({
+      onMessage: (message) => this.#hear(message),
+      onGap: () => ears.onGap(),
+      onDeaf: (reason) => ears.onDeaf(reason),
+      onClosed: () => ears.onClosed(),
     });
   }
 
   close(): void {
     this.#ears = undefined;
-    this.#silence();
-  }
-
-  #silence(): void {
-    this.inbox = undefined;
-    this.#hangUp?.();
-    this.#hangUp = undefined;
+    this.#inbox.close();
   }
 
   get isOpen(): boolean {
-    return this.#hangUp !== undefined;
+    return this.#inbox.isOpen;
   }
 
   isClosed(): boolean {
@@ -493,17 +479,27 @@ class RedisLine implements Line {
     if (call === "test") this.#missed = 0;
     else if ("ended" in call) this.#ears?.onEnd(call.ended);
     else if ("reminded" in call) this.#ears?.onReminder(call.reminded);
-    else this.call(call);
+    else if ("owner" in call) this.call(call);
   }
 
   async stand(
     wishes: readonly Wish[],
     isPassing: boolean = false,
   ): Promise<readonly (Turn | Place | LockBackendError)[]> {
-    if (wishes.length > 1 && this.#port.isCluster) {
+    if (this.#port.isCluster && wishes.some(isOther)) {
       // One script may touch one slot only.
-      const each = wishes.map((wish) => this.stand([wish], isPassing));
-      return (await Promise.all(each)).flat();
+      const groups = new Map<string, Wish[]>();
+      for (const wish of wishes) {
+        const group = groups.get(wish.key);
+        if (group === undefined) groups.set(wish.key, [wish]);
+        else group.push(wish);
+      }
+      const answers = new Map<Wish, Turn | Place | LockBackendError>();
+      await Promise.all([...groups.values()].map(async (group) => {
+        const all = await this.stand(group, isPassing);
+        for (const [i, wish] of group.entries()) answers.set(wish, all[i]);
+      }));
+      return wishes.map((wish) => answers.get(wish)!);
     }
     const keys: string[] = [];
     // Whoever waits for long tries now and then whether it can be called: a
@@ -537,8 +533,8 @@ class RedisLine implements Line {
     if (heard < 0) return;
     const isGone = heard === 0 && !this.#port.isCluster;
     if (++this.#missed <= MOST_MISSED && !isGone) return;
-    this.#hangUp?.();
-    this.#listen();
+    this.#missed = 0;
+    this.#inbox.again();
   }
 
   handOver(hold: Hold, next: Wish | undefined): Promise<HandOver> {
@@ -592,6 +588,105 @@ class RedisLine implements Line {
   }
 }
 
+/** What the notices of a backend leave to it. */
+interface Helper {
+  /** Asks for the claim; what failed is cleaned up after. */
+  attempt<T>(claim: Claim, ask: () => Promise<T>): Promise<T>;
+  /** What an answer to a release that is about to be sent comes to. */
+  verdictOn(
+    hold: Hold,
+  ): (verdict: Verdict | "wanted") => Verdict | Promise<Verdict>;
+}
+
+/**
+ * Word of releases to those who wait over a quorum: by one connection for all
+ * of a process.
+ */
+class RedisNotices implements Notices {
+  readonly #port: Port;
+  readonly #backend: Helper;
+  readonly #inbox: Inbox;
+  readonly #all = new Set<NoticeEars>();
+  #opened: Promise<unknown> = Promise.resolve();
+  #callOffIdle = () => {};
+
+  constructor(port: Port, backend: Helper) {
+    this.#port = port;
+    this.#backend = backend;
+    this.#inbox = new Inbox(port);
+  }
+
+  get isOpen(): boolean {
+    return this.#inbox.name !== undefined;
+  }
+
+  listen(ears: NoticeEars): Hearing {
+    const inbox = this.#inbox;
+    const all = this.#all;
+    all.add(ears);
+    this.#callOffIdle();
+    if (!inbox.isOpen) {
+      this.#opened = inbox.open({
+        onMessage(message) {
+          const call = toCall(message);
+          if (typeof call !== "object" || !("free" in call)) return;
+          for (const { onNotice } of all) onNotice(call.free);
+        },
+        onGap() {
+          for (const { onGap } of all) onGap();
+        },
+        onDeaf() {},
+        onClosed: () => this.#callOffIdle(),
+      });
+    }
+    return {
+      get inbox() {
+        return inbox.name;
+      },
+      opened: this.#opened,
+      close: () => {
+        all.delete(ears);
+        if (all.size > 0) return;
+        this.#callOffIdle();
+        this.#callOffIdle = systemClock.setTimer(() => inbox.close(), IDLE_MS);
+      },
+    };
+  }
+
+  tryAcquire(wish: Wish, watcher: string = ""): Promise<Grant | Place> {
+    const { key, owner, ttlMs, tokens, ticket } = wish;
+    const fence = companion(key, "fence");
+    const keys = [key, fence, companion(key, "watch")] as const;
+    const amounts = [String(ttlMs), String(tokens)] as const;
+    const args = [owner, ...amounts, watcher, String(ticket ?? "")] as const;
+    return this.#backend.attempt(
+      wish,
+      () => run(this.#port, TRY_OR_WATCH, keys, args),
+    );
+  }
+
+  release(hold: Hold): Promise<Verdict> {
+    const { key, owner } = hold;
+    const line = companion(key, "line");
+    return runThen(
+      this.#port,
+      RELEASE_TELLING,
+      [key, line, companion(key, "watch")],
+      [owner],
+      this.#backend.verdictOn(hold),
+      (cause) => {
+        throw failure("release", key, cause);
+      },
+    );
+  }
+
+  forget(key: string, watcher: string): void {
+    const keys = [key, companion(key, "watch")] as const;
+    // Should that fail, it is forgotten with the next release, or in a while.
+    run(this.#port, FORGET, keys, [watcher]).catch(() => {});
+  }
+}
+
 /** Gives the key back for the next in line, and has `next` stand behind them. */
 function handOver(
   port: Port,
@@ -618,6 +713,11 @@ function handOver(
   });
 }
 
+/** Whether it is for another key than the first of them. */
+function isOther({ key }: Wish, _: number, all: readonly Wish[]): boolean {
+  return key !== all[0].key;
+}
+
 /** A wish as it stands in line: see `handOver` in scripts.ts. */
 function memberOf({ ttlMs, tokens, owner }: Wish): string {
   return `${ttlMs} ${tokens} ${owner}`;
@@ -628,8 +728,11 @@ function keysOf(key: string): [string, string, string] {
   return [key, companion(key, "line"), companion(key, "fence")];
 }
 
-/** What is kept beside a key: who waits, the last token drawn, the newest seen. */
-type Companion = "line" | "fence" | "seen";
+/**
+ * What is kept beside a key: who stands in line, who is to be told of a release,
+ * the last token drawn, the newest seen.
+ */
+type Companion = "line" | "watch" | "fence" | "seen";
 
 /**
  * A key beside `key`, in the slot of a Cluster where that is: by the hash tag
@@ -645,7 +748,7 @@ function companion(key: string, what: Companion): string {
 
 /** Whether `key` is one of those. */
 function isCompanion(key: string): boolean {
-  return /\{[^}]+\}.*:(line|fence|seen)$/s.test(key);
+  return /\{[^}]+\}.*:(line|watch|fence|seen)$/s.test(key);
 }
 
 /** The server's own error word, if that is what `cause` is: it leads the text. */

@@ -19,6 +19,7 @@ import {
 import { type Clock, within } from "../core/clock.ts";
 import { LockBackendError } from "../core/errors.ts";
 import type { LockEvent } from "../core/events.ts";
+import { type Ask, Ears, QuorumWatch } from "./quorum_watch.ts";
 import {
   answersIn,
   askAll,
@@ -84,6 +85,8 @@ export class RedlockBackend implements Backend {
   readonly inspect: Backend["inspect"];
   readonly scan: Backend["scan"];
   readonly forceRelease: Backend["forceRelease"];
+  /** Where any member tells of releases. */
+  readonly watch: Backend["watch"];
   readonly #members: readonly Backend[];
   readonly #majority: number;
   readonly #limitMs: number | undefined;
@@ -104,7 +107,19 @@ export class RedlockBackend implements Backend {
         names.every((name) => member[name] !== undefined)
       );
     if (can("tryAcquireFenced", "raiseFence")) {
-      this.tryAcquireFenced = (claim) => this.#tryAcquireFenced(claim);
+      this.tryAcquireFenced = (claim) =>
+        this.#tryAcquireFenced(
+          claim,
+          (member) => member.tryAcquireFenced!(claim),
+        );
+    }
+    if (members.some(({ notices }) => notices !== undefined)) {
+      const ears = new Ears(members);
+      this.watch = (key) =>
+        new QuorumWatch(key, ears, this.clock, {
+          tryAcquire: (claim, ask) => this.#tryAcquire(claim, ask),
+          tryAcquireFenced: (claim, ask) => this.#tryAcquireFenced(claim, ask),
+        });
     }
     if (can("inspect")) this.inspect = (key) => this.#inspect(key);
     if (can("scan")) this.scan = (pattern) => this.#scan(pattern);
@@ -114,11 +129,11 @@ export class RedlockBackend implements Backend {
   }
 
   tryAcquire(claim: Claim): Promise<Grant | Refusal> {
-    return this.#attempt(
-      claim,
-      (member) => member.tryAcquire(claim),
-      () => GRANTED,
-    );
+    return this.#tryAcquire(claim, (member) => member.tryAcquire(claim));
+  }
+
+  #tryAcquire(claim: Claim, ask: Ask): Promise<Grant | Refusal> {
+    return this.#attempt(claim, ask, () => GRANTED);
   }
 
   /**
@@ -127,12 +142,15 @@ export class RedlockBackend implements Backend {
    * back, and counts once a majority remembers it while A is the owner: any
    * other's majority has one of these servers, and draws a greater one there.
    */
-  async #tryAcquireFenced(claim: Claim): Promise<Grant | Refusal> {
+  async #tryAcquireFenced(
+    claim: Claim,
+    ask: Ask,
+  ): Promise<Grant | Refusal> {
     const { key, ttlMs } = claim;
     const draws: Promise<Grant | Refusal>[] = [];
     const drawn = await this.#attempt(
       claim,
-      (member, index) => draws[index] = member.tryAcquireFenced!(claim),
+      (member, index) => draws[index] = ask(member, index),
       (heard) => {
         const tokens = grantsIn(heard).map((grant) => grant.fencingToken!);
         return { granted: true, fencingToken: Math.max(...tokens) };
@@ -162,7 +180,7 @@ export class RedlockBackend implements Backend {
   /** Asks all for `claim`, and cleans up unless a majority grants it. */
   #attempt(
     claim: Claim,
-    ask: (member: Backend, index: number) => Promise<Grant | Refusal>,
+    ask: Ask,
     grant: (heard: Heard<Grant | Refusal>) => Grant,
   ): Promise<Grant | Refusal> {
     const { key, ttlMs } = claim;
@@ -356,7 +374,7 @@ export class RedlockBackend implements Backend {
       ask: (member, index) =>
         before?.[index] === "done"
           ? Promise.resolve("done")
-          : member.release(hold),
+          : (member.notices ?? member).release(hold),
       onAnswer: (answer, index) => {
         verdicts[index] = answer;
         const isLeft = isFailure(answer)

@@ -89,6 +89,26 @@ export const RELEASE_PLAIN = define({
   ...FREE,
 });
 
+/** The same of several: a lock and a line for each owner. */
+export const RELEASE_ALL = define({
+  keys: [] as readonly string[],
+  args: [] as readonly string[],
+  lua: `local verdicts = {}
+for i, owner in ipairs(ARGV) do
+  local lock = KEYS[2 * i - 1]
+  local now = redis.pcall("GET", lock)
+  if now ~= owner then
+    verdicts[i] = now and -1 or 0
+  elseif redis.call("EXISTS", KEYS[2 * i]) == 1 then
+    verdicts[i] = 2
+  else
+    verdicts[i] = redis.call("DEL", lock)
+  end
+end
+return verdicts`,
+  decode: (reply) => (reply as unknown[]).map(FREE.decode),
+});
+
 /** Makes each lock last its ttl from now if its owner still has it: of any
  * number of keys, with an owner and a ttl in milliseconds for each. One that is
  * no lock any more is another's, and no reason to leave the rest alone. */
@@ -388,6 +408,99 @@ return called
   },
 });
 
+/**
+ * How long the lock is kept for who was told of its release over a quorum: for
+ * a message to come and an attempt to go.
+ */
+const RESERVED_MS = 200;
+
+/**
+ * `tell` keeps the lock for the first who is noted and can be called, and calls;
+ * where there is nobody, it deletes the lock. That is no hold: the owner which
+ * stands there in between is nobody's, and only keeps the others out, so that
+ * whoever was called finds the votes of all servers.
+ */
+const TELL = `local function tell(lock, watch)
+  while true do
+    local head = redis.call("ZPOPMIN", watch)[1]
+    if not head then return redis.call("DEL", lock) end
+    redis.call("SET", lock, "next " .. head, "PX", ${RESERVED_MS})
+    local inbox, name = string.match(head, "^(%S+) (.*)$")
+    local call = "free " .. name
+    local heard = redis.pcall("PUBLISH", "lock:inbox:" .. inbox, call)
+    if type(heard) == "table" or heard > 0 or string.sub(inbox, -1) == "*" then
+      return 1
+    end
+  end
+end
+`;
+
+/** The release of a member of a quorum: tells the first who is noted. */
+export const RELEASE_TELLING = define({
+  keys: ["lock", "line", "watch"],
+  args: ["owner"],
+  lua: `local now = redis.call("GET", lock)
+if now ~= owner then return now and -1 or 0 end
+if redis.call("EXISTS", line, watch) == 0 then return redis.call("DEL", lock) end
+if redis.call("EXISTS", line) == 1 then return 2 end
+${TELL}return tell(lock, watch)`,
+  decode: FREE.decode,
+});
+
+/**
+ * Takes the lock if it is free, or kept for `watcher`, and draws a token if
+ * `tokens` is not 0; else notes who is to be told of the release: by the ticket
+ * given, or a new one. The answer is that of `STAND`. Sent again it finds its own.
+ */
+export const TRY_OR_WATCH = define({
+  keys: ["lock", "fence", "watch"],
+  args: ["owner", "ttlMs", "tokens", "watcher", "ticket"],
+  lua: `local holder = redis.call("GET", lock)
+local time = redis.call("TIME")
+local now = string.format("%.0f", time[1] * 1000000 + time[2])
+local at = " " .. time[1] .. " " .. time[2] .. " "
+local isKept = watcher ~= "" and holder == "next " .. watcher
+if holder and holder ~= owner and not isKept then
+  local isKeptForOther = string.find(holder, "^next ")
+  -- For how long it is kept says nothing of the hold that follows.
+  local left = isKeptForOther and -1 or redis.call("PTTL", lock)
+  if watcher == "" then return "0 " .. left .. at .. "-" end
+  if ticket ~= "" then redis.call("ZADD", watch, ticket, watcher)
+  else redis.call("ZADD", watch, "NX", now, watcher) end
+  redis.call("PEXPIRE", watch, ${LINE_MS})
+  local isOurs = isKeptForOther or string.find(holder, "^%x+@")
+  local place = redis.call("ZRANK", watch, watcher) + 1
+  ticket = redis.call("ZSCORE", watch, watcher)
+  local foreign = isOurs and 0 or 1
+  return "0 " .. left .. at .. ticket .. " " .. place .. " " .. foreign
+end
+if watcher ~= "" then redis.call("ZREM", watch, watcher) end
+local token = "-"
+if tokens ~= "0" then
+  local last = redis.call("GET", fence)
+  if holder == owner and last then return "1 " .. ttlMs .. at .. last end
+  token = math.max((tonumber(last) or 0) + 1, tonumber(now))
+  token = string.format("%.0f", token)
+  redis.call("SET", fence, token, "PX", ${FENCE_MS})
+end
+if holder ~= owner then redis.call("SET", lock, owner, "PX", ttlMs) end
+return "1 " .. ttlMs .. at .. token`,
+  decode(reply): Turn | Place {
+    const [word, ...rest] = String(reply).split(" ");
+    return word === "1" ? toTurn(rest) : toPlace(rest);
+  },
+});
+
+/** `watcher` is to be told no more; what was kept for it is for the next. */
+export const FORGET = define({
+  keys: ["lock", "watch"],
+  args: ["watcher"],
+  lua: `${TELL}redis.call("ZREM", watch, watcher)
+if redis.call("GET", lock) == "next " .. watcher then tell(lock, watch) end
+return 1`,
+  decode: () => undefined,
+});
+
 /** Has those asked to look who were given these locks, and may not have heard:
  * only where they have not taken them up, nor let go of them. */
 export const REMIND = define({
@@ -428,11 +541,12 @@ return {
 /** Takes the lock from whoever has it, who is told if it can be called, and
  * gives it to the next in line. GET refuses what is no lock at all. */
 export const FORCE_RELEASE = define({
-  keys: ["lock", "line", "fence"],
+  keys: ["lock", "line", "fence", "watch"],
   args: [],
   lua: `local holder = redis.call("GET", lock)
 if not holder then return 0 end
-${LINE}handOver(lock, line, fence)
+${LINE}${TELL}handOver(lock, line, fence)
+if redis.call("EXISTS", lock) == 0 then tell(lock, watch) end
 local inbox = string.match(holder, "^%x+@(%x+%*?)")
 if inbox then
   redis.pcall("PUBLISH", "lock:inbox:" .. inbox, "end " .. holder)
@@ -549,7 +663,23 @@ async function sha1(text: string): Promise<string> {
 export const ACQUIRE_ALL = define({
   keys: [] as readonly string[],
   args: [] as readonly string[],
-  lua: `${LINE}local mine = {}
+  // The usual case first, in one call and one for each: nobody has any of them.
+  lua: `local wanted = {}
+for i = 1, #KEYS, 3 do
+  wanted[#wanted + 1] = KEYS[i]
+  wanted[#wanted + 1] = KEYS[i + 1]
+end
+if #wanted < 1000 and string.find(ARGV[1], "^%d+ 0 ") and
+  redis.call("EXISTS", unpack(wanted)) == 0 then
+  local tokens = {}
+  for i, member in ipairs(ARGV) do
+    local ttl, owner = string.match(member, "^(%d+) 0 (.*)$")
+    redis.call("SET", KEYS[3 * i - 2], owner, "PX", ttl)
+    tokens[i] = ""
+  end
+  return {1, tokens}
+end
+${LINE}local mine = {}
 for i = 1, #KEYS / 3 do
   local holder = redis.call("GET", KEYS[3 * i - 2])
   local owner = string.match(ARGV[i], "^%d+ %d+ (.*)$")
@@ -585,13 +715,20 @@ export function channelOf(inbox: string): string {
   return `lock:inbox:${inbox}`;
 }
 
-/** What is called out: by `handOver`, `FORCE_RELEASE`, `REMIND` and `STAND`. */
+/** What is called out by the scripts. */
 export function toCall(
   message: string,
-): Called | { ended: string } | { reminded: string } | "test" | undefined {
+):
+  | Called
+  | { ended: string }
+  | { reminded: string }
+  | { free: string }
+  | "test"
+  | undefined {
   if (message.startsWith("turn ")) return toCalled(message.slice(5).split(" "));
   if (message.startsWith("end ")) return { ended: message.slice(4) };
   if (message.startsWith("look ")) return { reminded: message.slice(5) };
+  if (message.startsWith("free ")) return { free: message.slice(5) };
   return message === "test" ? "test" : undefined;
 }
 

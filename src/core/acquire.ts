@@ -6,6 +6,7 @@ import {
   clockOf,
   type Grant,
   type Refusal,
+  type Watch,
 } from "./backend.ts";
 import { type Moment, moment } from "./clock.ts";
 import { LockBackendError } from "./errors.ts";
@@ -19,6 +20,7 @@ import { driftMs } from "./options.ts";
  * promises shows in the throughput.
  *
  * @param settle What to make of the keeper of the hold, or of the refusal.
+ * @param watch By whom to ask, so as to be told of the release.
  * @throws The signal's reason, at once, if it was aborted before.
  * @throws {LockBackendError} As a rejection: the server could not be asked, or
  * its grant came when the lease was over already.
@@ -28,11 +30,14 @@ export function acquire<T>(
   claim: Claim,
   terms: Terms,
   settle: (answer: Keeper | Refusal) => T,
+  watch?: Watch,
 ): Promise<T> {
-  const { signal } = terms;
+  const { signal, fencing } = terms;
   if (signal?.aborted) throw signal.reason;
   const asked = moment(clockOf(backend));
-  const attempt = terms.fencing
+  const attempt = watch !== undefined
+    ? watch.tryAcquire(claim, fencing)
+    : fencing
     ? backend.tryAcquireFenced!(claim)
     : backend.tryAcquire(claim);
   const answer = signal === undefined ? attempt : orAborted(

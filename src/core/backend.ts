@@ -106,6 +106,8 @@ export interface Backend {
   ): Promise<readonly (Verdict | LockBackendError)[]>;
   /** Frees the key, if it is still ours; who stands in line for it is next. */
   release(hold: Hold): Promise<Verdict>;
+  /** The same of several keys, with one command where nobody wants them. */
+  releaseAll?(holds: readonly Hold[]): readonly Promise<Verdict>[];
   /**
    * Frees the key in the background, for a hold of which nobody knows whether
    * it came about: tried again until it is known to be gone or has expired.
@@ -115,6 +117,10 @@ export interface Backend {
   readonly line?: Line | undefined;
   /** Finds out whether there are lines, where that is not plain to see. */
   findLine?(): Promise<Line | undefined>;
+  /** How it tells of releases, to those who wait over a quorum. */
+  readonly notices?: Notices | undefined;
+  /** Where there is no line: watches a key for one who waits for it. */
+  watch?(key: string): Watch;
   /** How a hold stands, without changing it. */
   inquire(hold: Hold): Promise<Standing>;
   /** Who has a key, whoever it is. */
@@ -231,6 +237,63 @@ export interface Line {
    * meanwhile, it is handed on.
    */
   leave(wish: Wish): void;
+}
+
+/**
+ * Word of releases. A notice is no turn: whoever hears it may try, and for a
+ * moment nobody else can on that server.
+ */
+export interface Notices {
+  /** Whether somebody listens already, or can at no cost. */
+  readonly isOpen: boolean;
+  /** Listens, until what comes back is closed. */
+  listen(ears: NoticeEars): Hearing;
+  /**
+   * Takes the key for the wish, or notes that `watcher` is to be told of its
+   * release: an inbox, a space, and a name. Noted again, it keeps its ticket.
+   */
+  tryAcquire(wish: Wish, watcher?: string): Promise<Grant | Place>;
+  /** As `release()` of the backend, and tells the first who is noted. */
+  release(hold: Hold): Promise<Verdict>;
+  /** In the background: `watcher` is to be told no more. */
+  forget(key: string, watcher: string): void;
+}
+
+/** Who hears notices. */
+export interface NoticeEars {
+  /** The key that the watcher of this name waits for was released. */
+  onNotice(name: string): void;
+  /** Heard from now on; before, some may have been missed. */
+  onGap(): void;
+}
+
+/** An open ear. */
+export interface Hearing {
+  /** By what it is called; `undefined` while nothing can be heard. */
+  readonly inbox: string | undefined;
+  /** Resolves once it can be heard, or will not be for a while. */
+  readonly opened: Promise<unknown>;
+  /** Hears no more. */
+  close(): void;
+}
+
+/** One who waits for a key without a line, and is told that it may be free. */
+export interface Watch {
+  /** Called when it is worth a try. */
+  onCall: () => void;
+  /**
+   * Where it stands among those who are called, from 1, as of the last try;
+   * `undefined` where nobody would call, and one has to ask.
+   */
+  readonly place: number | undefined;
+  /** Whether it could be called by a majority at once: for others are. */
+  readonly isHeard: boolean;
+  /** Resolves once it can be called, or will not be for a while. */
+  open(): Promise<unknown>;
+  /** Makes one attempt, and is told of the release where that is refused. */
+  tryAcquire(claim: Claim, isFenced: boolean): Promise<Grant | Refusal>;
+  /** Is called no more. */
+  close(): void;
 }
 
 /** A write that is refused if it comes from a holder of the past. */

@@ -1,4 +1,4 @@
-/** Patience: one who waits, and how to wait where there is no line. */
+/** Patience: one who waits, and where. */
 
 import { acquire } from "./acquire.ts";
 import {
@@ -11,7 +11,7 @@ import {
 import { type Clock, within } from "./clock.ts";
 import { LockBackendError } from "./errors.ts";
 import { Keeper, type Terms } from "./keeper.ts";
-import { drawOwner } from "./keys.ts";
+import { type PatientTerms, poll } from "./poll.ts";
 import { type Room, roomOf } from "./room.ts";
 
 /** How long, and how, somebody is ready to wait. */
@@ -23,10 +23,6 @@ export interface Patience {
   /** By what name it is to be known to those who look on. */
   readonly label?: string | undefined;
 }
-
-/** Between two tries where there is no line, at first and at most. */
-const POLL_FIRST_MS = 10;
-const POLL_LAST_MS = 200;
 
 /**
  * Waits for `claim`: in line, where there is one, in the order in which the
@@ -52,14 +48,30 @@ export function wait<T>(
       : waitInLine(room, claim, terms, patience, settle);
   }
   if (backend.findLine === undefined) {
-    return poll(backend, claim, terms, patience).then(settle);
+    return tryAgain(backend, claim, terms, patience).then(settle);
   }
   return find(backend, claim.key, patience).then(({ line, waitMs }) => {
     const rest = { ...patience, waitMs };
     return line === undefined
-      ? poll(backend, claim, terms, rest).then(settle)
+      ? tryAgain(backend, claim, terms, rest).then(settle)
       : waitInLine(roomOf(backend, line), claim, terms, rest, settle);
   });
+}
+
+/** Tries again and again, for as long as patience lasts. */
+function tryAgain(
+  backend: Backend,
+  claim: Claim,
+  terms: Terms,
+  { waitMs, label }: Patience,
+): Promise<Keeper | Refusal> {
+  return withPatience(
+    backend,
+    claim.key,
+    terms,
+    waitMs,
+    (terms, late) => poll(backend, claim, terms, late, label),
+  );
 }
 
 /** Finds out whether there are lines, and what is left of the patience then. */
@@ -92,7 +104,7 @@ export async function withPatience<T>(
   key: string,
   terms: Terms,
   waitMs: number,
-  attempt: (terms: Terms, late: LockBackendError) => Promise<T>,
+  attempt: (terms: PatientTerms, late: LockBackendError) => Promise<T>,
 ): Promise<T> {
   const { signal } = terms;
   const end = new AbortController();
@@ -254,80 +266,4 @@ export class Waiter {
       this.terms.signal!.removeEventListener("abort", this.#onAbort);
     }
   }
-}
-
-/** Tries again and again, with pauses that differ, or all would try at once. */
-function poll(
-  backend: Backend,
-  claim: Claim,
-  terms: Terms,
-  { waitMs, label }: Patience,
-): Promise<Keeper | Refusal> {
-  const clock = clockOf(backend);
-  const { signal } = terms;
-  const until = clock.now() + waitMs;
-  let pauseMs = POLL_FIRST_MS;
-  let last: Refusal | undefined;
-  return withPatience(
-    backend,
-    claim.key,
-    terms,
-    waitMs,
-    async (terms, late) => {
-      try {
-        for (;;) {
-          const answer = await acquire(
-            backend,
-            claim,
-            terms,
-            (answer) => answer,
-          );
-          if (!("granted" in answer)) return answer;
-          last = answer;
-          const leftMs = until - clock.now();
-          const spreadMs = pauseMs * (0.5 + Math.random());
-          const nextMs = Math.min(
-            spreadMs,
-            (answer.retryAfterMs ?? Infinity) + 1,
-          );
-          if (leftMs <= nextMs) {
-            await pause(clock, leftMs - 1, signal);
-            return answer;
-          }
-          await pause(clock, nextMs, signal);
-          pauseMs = Math.min(pauseMs * 2, POLL_LAST_MS);
-          // Each try by a name of its own: what a quorum cleans up after the last
-          // one may reach a server late, and must not take the next one's vote.
-          claim = { ...claim, owner: drawOwner(label) };
-        }
-      } catch (error) {
-        // Without an answer is only the last try.
-        if (error === late && last !== undefined) return last;
-        throw error;
-      }
-    },
-  );
-}
-
-/** Resolves after `ms`, or rejects with the signal's reason. */
-function pause(
-  clock: Clock,
-  ms: number,
-  signal: AbortSignal | undefined,
-): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const abort = () => {
-      callOff();
-      reject(signal!.reason);
-    };
-    const callOff = clock.setTimer(
-      () => {
-        signal?.removeEventListener("abort", abort);
-        resolve();
-      },
-      Math.max(0, ms),
-      true,
-    );
-    signal?.addEventListener("abort", abort, { once: true });
-  });
 }

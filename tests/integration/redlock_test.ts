@@ -76,6 +76,7 @@ class World implements AsyncDisposable {
 
   async [Symbol.asyncDispose]() {
     for (const { close } of this.#opened) await close();
+    await until("nobody listens any more", () => timersLeft() === 0);
     for (const server of this.servers) await server.stop();
   }
 }

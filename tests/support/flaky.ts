@@ -18,6 +18,8 @@ export class FlakyServer {
   inner: Backend;
   /** What it was asked, by the names of methods. */
   readonly asked: string[] = [];
+  /** Whether its word of a release gets lost. */
+  isMute = false;
   readonly #options: MemoryOptions;
   #state: State = "well";
   #waiting: (() => void)[] = [];
@@ -53,6 +55,25 @@ export class FlakyServer {
       forceRelease: (key) =>
         ask("forceRelease", key, () => this.inner.forceRelease!(key)),
       scan: (pattern) => this.#scan(pattern),
+      notices: {
+        isOpen: true,
+        listen: (ears) =>
+          this.inner.notices!.listen({
+            onNotice: (name) => {
+              if (!this.isMute) ears.onNotice(name);
+            },
+            onGap: () => ears.onGap(),
+          }),
+        tryAcquire: (wish, watcher) =>
+          ask(
+            "tryAcquire",
+            wish.key,
+            () => this.inner.notices!.tryAcquire(wish, watcher),
+          ),
+        release: (hold) =>
+          ask("release", hold.key, () => this.inner.notices!.release(hold)),
+        forget: (key, watcher) => this.inner.notices!.forget(key, watcher),
+      },
       // Tried again until it succeeds, as a real one's.
       discard: (claim) => {
         this.asked.push("discard");

@@ -29,18 +29,26 @@ const RULES: [from: RegExp, allowed: RegExp][] = [
     /^src\/(core\/|clients\/(port|command)\.ts$)/,
   ],
   [/^src\/clients\//, /^src\/(core\/|clients\/port\.ts$)/],
-  // The helpers first: they serve one neighbour and know none.
+  // The helpers first: they serve one neighbour, and know at most a helper of it.
   [
     /^src\/backends\/(scripts|slots|quorum)\.ts$/,
     /^src\/(core\/|clients\/port\.ts$)/,
   ],
   [
+    /^src\/backends\/quorum_watch\.ts$/,
+    /^src\/(core\/|backends\/quorum\.ts$)/,
+  ],
+  [
     /^src\/backends\/redis\.ts$/,
-    /^src\/(core\/|clients\/port\.ts$|backends\/(scripts|slots)\.ts$)/,
+    /^src\/(core\/|clients\/port\.ts$|backends\/(scripts|slots|inbox)\.ts$)/,
+  ],
+  [
+    /^src\/backends\/inbox\.ts$/,
+    /^src\/(core\/|clients\/port\.ts$|backends\/scripts\.ts$)/,
   ],
   [
     /^src\/backends\/redlock\.ts$/,
-    /^src\/(core\/|clients\/port\.ts$|backends\/quorum\.ts$)/,
+    /^src\/(core\/|clients\/port\.ts$|backends\/quorum(_watch)?\.ts$)/,
   ],
   [/^src\/backends\//, /^src\/(core\/|clients\/port\.ts$)/],
   [/^src\/connect\.ts$/, /^src\/(core|clients|backends)\//],
@@ -139,6 +147,9 @@ test("the map refuses an import across a wall", () => {
     ["src/backends/redis.ts", "src/backends/quorum.ts"],
     ["src/backends/scripts.ts", "src/backends/redis.ts"],
     ["src/backends/redlock.ts", "src/clients/ioredis.ts"],
+    ["src/backends/quorum_watch.ts", "src/backends/redlock.ts"],
+    ["src/backends/inbox.ts", "src/backends/redis.ts"],
+    ["src/backends/redlock.ts", "src/backends/inbox.ts"],
     ["src/connect.ts", "src/lock.ts"],
     ["src/compat/redlock.ts", "src/compat/upstash.ts"],
     ["src/compat/redlock.ts", "(computed)"],

@@ -63,6 +63,8 @@ function servers() {
       },
     });
     const { tryAcquireFenced, raiseFence, release } = on;
+    // Nobody waits here, and by `release` it can be away.
+    Object.assign(on, { notices: undefined });
     const reach = <T>(fn: () => Promise<T>): Promise<T> =>
       away.has(i) ? Promise.reject(new LockBackendError("k", "away")) : fn();
     on.tryAcquireFenced = (claim) =>

@@ -152,7 +152,7 @@ for (const how of ["frozen", "late"] as const) {
       q.are(how);
       const lock = await q.acquire();
       const [slow] = q.servers;
-      slow.on.release = (hold) => slow.inner.release(hold);
+      slow.on.notices!.release = (hold) => slow.inner.release(hold);
       slow.on.discard = (claim) => slow.inner.discard(claim);
       await lock.release();
       await q.recover();
@@ -169,7 +169,7 @@ story(
     const [slow] = q.servers;
     let answer = () => {};
     // It overtakes the claim, frees nothing, and says so when that was granted.
-    slow.on.release = async (hold) => {
+    slow.on.notices!.release = async (hold) => {
       const verdict = await slow.inner.release(hold);
       await new Promise<void>((resolve) => answer = resolve);
       return verdict;
@@ -635,10 +635,18 @@ story("each try of one who waits has an owner of its own", async (q) => {
   let tries = 0;
   const { on } = q.servers[0];
   const { tryAcquire } = on;
-  on.tryAcquire = (claim) => {
-    owners.add(claim.owner);
+  const asWatcher = on.notices!.tryAcquire;
+  const note = (owner: string) => {
+    owners.add(owner);
     tries++;
+  };
+  on.tryAcquire = (claim) => {
+    note(claim.owner);
     return tryAcquire(claim);
+  };
+  on.notices!.tryAcquire = (wish, watcher) => {
+    note(wish.owner);
+    return asWatcher(wish, watcher);
   };
   const first = await q.acquire();
   const next = acquireLock(q.on, "k", { waitMs: 60_000, label: "me" });

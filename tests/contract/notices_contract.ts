@@ -1,0 +1,175 @@
+/**
+ * How a member of a quorum tells of a release, wherever it lives: whom, in what
+ * order, and for how long it keeps the key for them.
+ */
+import { assert, assertEquals, assertFalse } from "@std/assert";
+
+import type { Backend } from "@dreamer/utils/lock";
+import { test } from "../support/test.ts";
+import { until } from "../support/until.ts";
+
+/** Where the suite runs. */
+export interface NoticesWorld extends AsyncDisposable {
+  /** One server, as two processes have it. */
+  readonly on: Backend;
+  readonly there: Backend;
+  /** How many keys there are for `key`. */
+  keysLeft(key: string): Promise<number>;
+}
+
+/** An ear of one process, and what it heard. */
+async function listenAt(on: Backend) {
+  const heard: string[] = [];
+  const hearing = on.notices!.listen({
+    onNotice: (name) => void heard.push(name),
+    onGap() {},
+  });
+  await hearing.opened;
+  const { inbox } = hearing;
+  assert(inbox !== undefined, "nothing is heard");
+  const hears = (...names: string[]) =>
+    until(`${names} is told`, () => heard.length >= names.length)
+      .then(() => assertEquals(heard.splice(0), names));
+  return { inbox, heard, hears, close: () => hearing.close() };
+}
+
+/** Runs the suite in the world that `open` opens, once for each test. */
+export function noticesContract(
+  name: string,
+  open: () => Promise<NoticesWorld>,
+): void {
+  let serial = 0;
+
+  function tells(
+    sentence: string,
+    fn: (world: NoticesWorld, key: string) => Promise<void>,
+  ): void {
+    test(`${name}: notices: ${sentence}`, async () => {
+      const key = `notices:${name}:${++serial}`;
+      await using world = await open();
+      await fn(world, key);
+      await until(
+        "no key is left",
+        async () => await world.keysLeft(key) === 0,
+      );
+    });
+  }
+
+  const wish = (key: string, owner: string, ttlMs = 10_000) => ({
+    key,
+    owner: `${owner.padEnd(32, "0")}@`,
+    ttlMs,
+    tokens: 0,
+  });
+
+  tells("the first who is noted is told, and the key kept for it", async (
+    { on, there },
+    key,
+  ) => {
+    const [here, other] = [await listenAt(on), await listenAt(there)];
+    const notices = on.notices!;
+    const hold = wish(key, "a");
+    assertEquals((await notices.tryAcquire(hold)).granted, true);
+    const [b, c] = [wish(key, "b"), wish(key, "c")];
+    const first = await notices.tryAcquire(b, `${here.inbox} one`);
+    const second = await there.notices!.tryAcquire(c, `${other.inbox} two`);
+    assert(!first.granted && !second.granted);
+    assertEquals([first.place, second.place], [1, 2]);
+    assert(first.ticket! < second.ticket!);
+    assert(first.retryAfterMs! > 9_000 && !first.isForeign);
+    // Noted again it keeps its ticket.
+    const again = await notices.tryAcquire(b, `${here.inbox} one`);
+    assert(!again.granted && again.ticket === first.ticket);
+    assertEquals(await notices.release(hold), "done");
+    await here.hears("one");
+    assertEquals(other.heard, []);
+    // Nobody else comes in between.
+    assertFalse((await on.tryAcquire(wish(key, "d"))).granted);
+    const late = await there.notices!.tryAcquire(c, `${other.inbox} two`);
+    assert(!late.granted && late.retryAfterMs === undefined);
+    assertEquals(late.place, 1);
+    const turn = await notices.tryAcquire(b, `${here.inbox} one`);
+    assertEquals(turn.granted, true);
+    assertEquals(await notices.release(b), "done");
+    await other.hears("two");
+    const last = await there.notices!.tryAcquire(c, `${other.inbox} two`);
+    assertEquals(last.granted, true);
+    assertEquals(await there.notices!.release(c), "done");
+    here.close();
+    other.close();
+  });
+
+  tells("who comes back by an older ticket is told first", async (
+    { on },
+    key,
+  ) => {
+    const here = await listenAt(on);
+    const notices = on.notices!;
+    const hold = wish(key, "a");
+    await notices.tryAcquire(hold);
+    const b = await notices.tryAcquire(wish(key, "b"), `${here.inbox} b`);
+    assert(!b.granted);
+    const before = { ...wish(key, "c"), ticket: b.ticket! - 1 };
+    const c = await notices.tryAcquire(before, `${here.inbox} c`);
+    assert(!c.granted && c.place === 1);
+    await notices.release(hold);
+    await here.hears("c");
+    // It wants it no more: the next is told at once.
+    notices.forget(key, `${here.inbox} c`);
+    await here.hears("b");
+    notices.forget(key, `${here.inbox} b`);
+    await until(
+      "it is free",
+      async () => (await on.inspect!(key)).owner === undefined,
+    );
+    here.close();
+  });
+
+  tells("a key that is kept is free again soon, whoever does not come", async (
+    { on },
+    key,
+  ) => {
+    const here = await listenAt(on);
+    const hold = wish(key, "a");
+    await on.notices!.tryAcquire(hold);
+    await on.notices!.tryAcquire(wish(key, "b"), `${here.inbox} b`);
+    await on.notices!.release(hold);
+    await here.hears("b");
+    const other = wish(key, "c");
+    await until("it is free", async () => (await on.tryAcquire(other)).granted);
+    assertEquals(await on.notices!.release(other), "done");
+    here.close();
+  });
+
+  tells("only the owner's release tells anybody", async ({ on }, key) => {
+    const here = await listenAt(on);
+    const notices = on.notices!;
+    const [hold, stranger] = [wish(key, "a"), wish(key, "e")];
+    assertEquals(await notices.release(hold), "absent");
+    await notices.tryAcquire(hold);
+    await notices.tryAcquire(wish(key, "b"), `${here.inbox} b`);
+    assertEquals(await notices.release(stranger), "taken");
+    assertEquals(await on.inquire(hold).then((it) => it.verdict), "done");
+    assertEquals(here.heard, []);
+    assertEquals(await on.forceRelease!(key), true);
+    await here.hears("b");
+    notices.forget(key, `${here.inbox} b`);
+    here.close();
+  });
+
+  tells("a claim is safe to send again, and its token the same", async (
+    { on },
+    key,
+  ) => {
+    const fenced = { ...wish(key, "a"), tokens: 1 };
+    const one = await on.notices!.tryAcquire(fenced);
+    const two = await on.notices!.tryAcquire({ ...wish(key, "b"), tokens: 1 });
+    assert(one.granted && !two.granted);
+    const again = await on.notices!.tryAcquire(fenced);
+    assert(again.granted && again.fencingToken! >= one.fencingToken!);
+    await on.notices!.release(fenced);
+    const next = await on.tryAcquireFenced!(wish(key, "b"));
+    assert(next.granted && next.fencingToken! > again.fencingToken!);
+    await on.release(wish(key, "b"));
+  });
+}
