@@ -109,6 +109,36 @@ for (const { name, isCalled, open } of clusterClients) {
     await cluster.command("FLUSHALL");
   }, PATIENT);
 
+  test(
+    `${name}: who comes for one key in the same moment asks together`,
+    async () => {
+      await using it = await open(cluster.urls);
+      const key = `together:${name}`;
+      const options = { waitMs: 10_000, localTurns: 0, throwOnFail: true };
+      const inLine = (count: number) =>
+        until(
+          `${count} in line`,
+          async () =>
+            await cluster.commandFor(key, "ZCARD", `{${key}}:line`) === count,
+        );
+      const holder = await acquireLock(it.client, key);
+      const first = acquireLock(it.client, key, options);
+      await inLine(1);
+      await cluster.command("CONFIG", "RESETSTAT");
+      const others = Array.from(
+        { length: 50 },
+        () => acquireLock(it.client, key, options),
+      );
+      await inLine(51);
+      const stats = await cluster.commandFor(key, "INFO", "commandstats");
+      const [, calls] = /cmdstat_evalsha:calls=(\d+)/.exec(String(stats))!;
+      assert(Number(calls) < 10, `${calls} scripts`);
+      await holder.release();
+      for (const next of [first, ...others]) await (await next).release();
+    },
+    PATIENT,
+  );
+
   test(`${name}: listLocks() finds those of every master`, async () => {
     await using it = await open(cluster.urls);
     const keys = Array.from({ length: 30 }, (_, i) => `list:${name}:${i}`);
