@@ -13,7 +13,6 @@ import process from "node:process";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 
-import type { IoredisClient } from "../mod.ts";
 import { runtime } from "../tests/support/process.ts";
 import type { Answer, Order } from "./contended_worker.ts";
 import {
@@ -24,8 +23,13 @@ import {
   type Report,
   type Settings,
 } from "./harness.ts";
-import type { Commands } from "./limits.ts";
 import { acquireLock } from "./ours.ts";
+import {
+  type Esbuild,
+  type Ioredis,
+  type IoredisPackage,
+  load,
+} from "./packages.ts";
 
 const STRICT = "ours, localTurns: 0";
 const OURS = "ours";
@@ -90,19 +94,25 @@ interface Series {
 }
 
 export async function contended(
-  { url, quick }: Settings,
+  { url, quick, cluster }: Settings,
 ): Promise<readonly Report[]> {
   const file = await bundleWorker();
-  // Of their own, as they may have to be started anew, and ours stay warm.
-  const crews = { lines: new Crew(file, url), peers: new Crew(file, url) };
+  // Of their own, as they may have to be started anew, and ours stay warm. In a
+  // Cluster without them: ours are compared with the limits there.
+  const crews: Crews = {
+    lines: new Crew(file, cluster?.join() ?? url),
+    peers: cluster === undefined ? new Crew(file, url) : undefined,
+  };
   try {
     await warmUp(crews, quick);
     const goals: Goal[] = [];
     const shapes = await inShapes(crews, quick, goals);
     const idle = await idling(crews, quick, goals);
     const growth = await growing(crews, quick, goals);
-    await Promise.all([crews.lines.close(), crews.peers.close()]);
-    const alone = await uncontendedWaiting(url, quick, goals);
+    await Promise.all([crews.lines.close(), crews.peers?.close()]);
+    const alone = cluster === undefined
+      ? [await uncontendedWaiting(url, quick, goals)]
+      : [];
     const report = {
       name: "contended_goals",
       title: `Waiting in line, what was to be reached: ${PROCESSES} ` +
@@ -114,9 +124,14 @@ export async function contended(
         "": isMet ? "met" : "MISSED",
       })),
     };
-    return [shapes, idle, growth, alone, report];
+    const reports = [shapes, idle, growth, ...alone, report];
+    return cluster === undefined ? reports : reports.map((report) => ({
+      ...report,
+      name: `${report.name}_cluster`,
+      title: `In a Cluster: ${report.title}`,
+    }));
   } finally {
-    await Promise.all([crews.lines.close(), crews.peers.close()]);
+    await Promise.all([crews.lines.close(), crews.peers?.close()]);
     await rm(file);
   }
 }
@@ -124,7 +139,12 @@ export async function contended(
 /** The processes of those who stand in line, and of those who poll. */
 interface Crews {
   readonly lines: Crew;
-  readonly peers: Crew;
+  readonly peers: Crew | undefined;
+}
+
+/** Who takes part. */
+function subjectsOf({ peers }: Crews): string[] {
+  return peers === undefined ? LINES : SUBJECTS;
 }
 
 interface Goal {
@@ -149,7 +169,7 @@ function atLeast(goal: string, value: number, limit: number): Goal {
 /** Before anything counts: scripts, buffers, and code, which takes longest. */
 async function warmUp(crews: Crews, quick: boolean): Promise<void> {
   const shape = { processes: PROCESSES, waiters: 64, holdMs: 0 };
-  for (const subject of SUBJECTS) {
+  for (const subject of subjectsOf(crews)) {
     const isPeer = PEERS.includes(subject);
     const windowMs = isPeer ? 100 : quick ? 1_000 : 2_500;
     // What fails here will fail once more, and then be told.
@@ -213,7 +233,7 @@ async function inShapes(
   );
   for (let round = 0; round < most; round++) {
     for (const [shape, series] of all) {
-      for (const subject of orderOf(round, SUBJECTS)) {
+      for (const subject of orderOf(round, subjectsOf(crews))) {
         const { rounds, leadMs, windowMs } = effort(shape, subject, quick);
         if (round >= rounds) continue;
         const one = series.get(subject)!;
@@ -373,7 +393,8 @@ function judge(
 }
 
 let keys = 0;
-const nextKey = () => `bench:contended:${process.pid}:${keys++}`;
+// With a hash tag: the limits keep their lines under names of their own.
+const nextKey = () => `{bench:contended:${process.pid}:${keys++}}`;
 
 /** One turn of one subject: all of its waiters, in so many processes. */
 async function take(
@@ -385,7 +406,7 @@ async function take(
 ): Promise<Figures> {
   const { processes, waiters, holdMs } = shape;
   const isPeer = PEERS.includes(subject);
-  const crew = isPeer ? peers : lines;
+  const crew = isPeer ? peers! : lines;
   const order = {
     subject,
     key: nextKey(),
@@ -520,8 +541,9 @@ async function idling(
   const heldMs = quick ? 2_000 : 5_000;
   const rows: Record<string, Cell>[] = [];
   // A quick run leaves out what no goal speaks of.
-  for (const group of quick ? [LINES] : [LINES, PEERS]) {
-    const crew = group === LINES ? crews.lines : crews.peers;
+  const groups = quick || crews.peers === undefined ? [LINES] : [LINES, PEERS];
+  for (const group of groups) {
+    const crew = group === LINES ? crews.lines : crews.peers!;
     const found = new Map<string, Awakening[]>(group.map((name) => [name, []]));
     const failures = new Map<string, string>();
     const rounds = quick || group === PEERS ? 1 : 3;
@@ -620,7 +642,7 @@ async function growing(
   quick: boolean,
   goals: Goal[],
 ): Promise<Report> {
-  const subjects = quick ? LINES : SUBJECTS;
+  const subjects = quick ? LINES : subjectsOf(crews);
   const shapes = quick ? [GROWTH[0], GROWTH[2]] : GROWTH;
   const rows = subjects.map((lock): Record<string, Cell> => ({ lock }));
   const ofStrict: number[] = [];
@@ -860,23 +882,4 @@ async function bundleWorker(): Promise<string> {
   });
   await stop();
   return file;
-}
-
-/** By computed names, as in subjects.ts. */
-async function load<Package>(name: string): Promise<Package> {
-  return await import(name);
-}
-
-interface Esbuild {
-  build(options: object): Promise<unknown>;
-  stop(): Promise<void>;
-}
-
-interface Ioredis extends IoredisClient, Commands {
-  set(...args: (string | number)[]): Promise<unknown>;
-  disconnect(): void;
-}
-
-interface IoredisPackage {
-  Redis: new (url: string) => Ioredis;
 }

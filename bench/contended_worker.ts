@@ -8,16 +8,21 @@
 import { Buffer } from "node:buffer";
 import process from "node:process";
 
-import { acquireLock, type IoredisClient } from "../mod.ts";
+import { acquireLock } from "../mod.ts";
 import { lines as orders, say } from "../tests/support/child.ts";
+import { handOver, type Hold, Lines, localTurns } from "./limits.ts";
 import {
-  type Commands,
-  handOver,
-  type Hold,
-  Lines,
-  localTurns,
-  type Subscriber,
-} from "./limits.ts";
+  type Ioredis,
+  type IoredisPackage,
+  load,
+  type NodeRedis,
+  type NodeRedisPackage,
+  type RedisKitPackage,
+  type RedisSemaphorePackage,
+  type Redlock5Package,
+  type RedlockUniversalPackage,
+  type Send,
+} from "./packages.ts";
 
 /** What to do. All times are in milliseconds of the shared clock. */
 export interface Order {
@@ -62,7 +67,9 @@ const TTL_MS = 10_000;
 /** For peers that count their tries: as many as they like. */
 const UNLIMITED = 1_000_000_000;
 
-const [url, origin] = process.argv.slice(2);
+// The masters of a Cluster, where there is more than one.
+const [urls, origin] = process.argv.slice(2);
+const [url, ...others] = urls.split(",");
 
 /** The same moment in all processes, give or take some microseconds. */
 const sinceMs = performance.timeOrigin - Number(origin);
@@ -273,9 +280,18 @@ class Log {
 }
 
 async function openIoredis(): Promise<Ioredis> {
-  const { Redis } = await load<IoredisPackage>("ioredis");
-  const client = new Redis(url);
-  count(client);
+  const { Redis, Cluster } = await load<IoredisPackage>("ioredis");
+  const isCluster = others.length > 0;
+  const client = isCluster ? new Cluster([url, ...others]) : new Redis(url);
+  if (isCluster) {
+    // Each of its nodes has a client of its own, which is what sends; and a
+    // script has to be known to each.
+    count(Redis.prototype);
+    client.script = async (command, lua) => {
+      const all = client.nodes!("master").map((it) => it.script(command, lua));
+      return (await Promise.all(all))[0];
+    };
+  } else count(client);
   await client.ping();
   return client;
 }
@@ -304,64 +320,6 @@ function count(client: object): void {
   };
   counted.add(counting);
   owner.sendCommand = counting;
-}
-
-type Send = (this: unknown, command: unknown, more: unknown) => unknown;
-
-/** By computed names, as in subjects.ts. */
-async function load<Package>(name: string): Promise<Package> {
-  return await import(name);
-}
-
-interface Ioredis extends IoredisClient, Commands, Subscriber {
-  ping(): Promise<unknown>;
-}
-
-interface IoredisPackage {
-  Redis: new (url: string) => Ioredis;
-}
-
-interface NodeRedis {
-  on(event: "error", listener: () => void): unknown;
-  connect(): Promise<unknown>;
-}
-
-interface NodeRedisPackage {
-  createClient(options: { url: string }): NodeRedis;
-}
-
-interface RedisSemaphorePackage {
-  Mutex: new (client: Ioredis, key: string, options: object) => {
-    readonly isAcquired: boolean;
-    acquire(): Promise<void>;
-    release(): Promise<void>;
-  };
-}
-
-interface RedlockUniversalPackage {
-  IoredisAdapter: new (client: Ioredis) => object;
-  createLock(options: object): {
-    acquire(): Promise<unknown>;
-    release(handle: unknown): Promise<boolean>;
-  };
-}
-
-interface Redlock5Package {
-  default: new (clients: Ioredis[], options: object) => {
-    acquire(keys: string[], ttlMs: number): Promise<{
-      release(): Promise<unknown>;
-    }>;
-  };
-}
-
-interface RedisKitPackage {
-  Redlock: new (clients: NodeRedis[], options: object) => {
-    acquire(key: string, ttlMs: number): Promise<
-      {
-        release(): Promise<boolean>;
-      } | null
-    >;
-  };
 }
 
 for await (const order of orders<Order | { id: number; subject: string }>()) {

@@ -12,6 +12,8 @@
 export interface Settings {
   /** The server. */
   readonly url: string;
+  /** The masters of a Cluster, for suites that can also run on one. */
+  readonly cluster?: readonly string[] | undefined;
   /** Fewer rounds: to see that it runs, not to quote it. */
   readonly quick: boolean;
 }

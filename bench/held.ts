@@ -10,6 +10,13 @@ import type { DistributedLock, IoredisClient } from "../mod.ts";
 import { runtime } from "../tests/support/process.ts";
 import type { Cell, Report, Settings } from "./harness.ts";
 import { acquireLock } from "./ours.ts";
+import {
+  type Ioredis,
+  type IoredisPackage,
+  load,
+  type RedisSemaphorePackage,
+  type Redlock5Package,
+} from "./packages.ts";
 
 /** What our renewal has to stay below, in commands, at a thousand locks. */
 const GOAL_TIMES_FEWER = 50;
@@ -268,38 +275,5 @@ async function redisSemaphore(
       await mutex.acquire();
       return () => mutex.release();
     },
-  };
-}
-
-/** By computed names, as in subjects.ts. */
-async function load<Package>(name: string): Promise<Package> {
-  return await import(name);
-}
-
-interface Ioredis extends IoredisClient {
-  exists(...keys: string[]): Promise<number>;
-  info(section: string): Promise<string>;
-  config(command: "RESETSTAT"): Promise<unknown>;
-  disconnect(): void;
-}
-
-interface IoredisPackage {
-  Redis: new (url: string) => Ioredis;
-}
-
-interface Redlock5Package {
-  default: new (clients: Ioredis[], options: object) => {
-    using<T>(
-      keys: string[],
-      ttlMs: number,
-      routine: () => Promise<T>,
-    ): Promise<T>;
-  };
-}
-
-interface RedisSemaphorePackage {
-  Mutex: new (client: Ioredis, key: string, options: object) => {
-    acquire(): Promise<void>;
-    release(): Promise<void>;
   };
 }

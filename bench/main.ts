@@ -4,6 +4,7 @@
  * file, where each runtime has its own entry.
  *
  *     node tools/bench.mjs [--runtime node,deno,bun] [--suite size] [--quick]
+ *     node tools/bench.mjs [--runtime node] --cluster [--quick]
  *
  * A further suite is a file of its own, and a name in the list below.
  */
@@ -12,12 +13,15 @@ import process from "node:process";
 import { parseArgs } from "node:util";
 
 import { runtime } from "../tests/support/process.ts";
+import { startCluster } from "../tests/support/redis_cluster.ts";
 import { startRedis } from "../tests/support/redis_server.ts";
 import { contended } from "./contended.ts";
 import { type Report, type Settings, tableOf } from "./harness.ts";
 import { held } from "./held.ts";
 import { manyKeys } from "./many_keys.ts";
 import { quorum } from "./quorum.ts";
+import { quorumWaiting } from "./quorum_waiting.ts";
+import { several } from "./several.ts";
 import { size } from "./size.ts";
 import { uncontended } from "./uncontended.ts";
 
@@ -29,20 +33,26 @@ const suites: Record<
   many_keys: manyKeys,
   contended,
   held,
+  several,
   quorum,
+  quorum_waiting: quorumWaiting,
   size,
 };
 
 const RESULTS = new URL("./results.json", import.meta.url);
 
-const { suite, quick } = parseArgs({
+const { suite, quick, cluster: isCluster } = parseArgs({
   args: process.argv.slice(2),
   options: {
     suite: { type: "string" },
     quick: { type: "boolean", default: false },
+    // Waiting in line in a Cluster of three masters, and nothing else.
+    cluster: { type: "boolean", default: false },
   },
 }).values;
-const chosen = suite?.split(",") ?? Object.keys(suites);
+const chosen = isCluster
+  ? ["contended"]
+  : suite?.split(",") ?? Object.keys(suites);
 const stranger = chosen.find((name) => !(name in suites));
 if (stranger !== undefined) {
   throw new Error(
@@ -52,6 +62,7 @@ if (stranger !== undefined) {
 
 const server = process.env.REDIS_URL ? undefined : await startRedis();
 const url = server?.url ?? process.env.REDIS_URL!;
+const cluster = isCluster ? await startCluster() : undefined;
 const { versions } = process;
 const version = runtime === "node"
   ? versions.node
@@ -60,12 +71,14 @@ console.log(`\n## ${runtime} ${version}`);
 const reports: Report[] = [];
 try {
   for (const name of chosen) {
-    const found = [await suites[name]({ url, quick })].flat();
+    const found = [await suites[name]({ url, quick, cluster: cluster?.urls })]
+      .flat();
     reports.push(...found);
     for (const report of found) console.log(`\n${tableOf(report)}`);
   }
 } finally {
   await server?.stop();
+  await cluster?.stop();
 }
 
 const results = existsSync(RESULTS)

@@ -4,7 +4,7 @@
  * over 5: times the bare commands sent to all at once, which wait for all. Then
  * again with one server stopped (SIGSTOP), where those commands never return.
  */
-import type { IoredisClient, LockTarget, NodeRedisClient } from "../mod.ts";
+import type { LockTarget } from "../mod.ts";
 import { type RedisServer, startRedis } from "../tests/support/redis_server.ts";
 import {
   type Cell,
@@ -14,6 +14,17 @@ import {
   type Settings,
 } from "./harness.ts";
 import { acquireLock, redlock } from "./ours.ts";
+import {
+  type Ioredis,
+  type IoredisPackage,
+  load,
+  type NodeRedis,
+  type NodeRedisPackage,
+  type RedisKitPackage,
+  type RedisSemaphorePackage,
+  type Redlock5Package,
+  type RedlockUniversalPackage,
+} from "./packages.ts";
 
 const TTL_MS = 10_000;
 const SIZES = [3, 5];
@@ -359,71 +370,5 @@ async function redisKit(
     const lock = await redlock.acquire(key, TTL_MS);
     if (lock === null) throw new Error("The lock is not held");
     sure(await lock.release());
-  };
-}
-
-/** By computed names, as in subjects.ts. */
-async function load<Package>(name: string): Promise<Package> {
-  return await import(name);
-}
-
-interface Ioredis extends IoredisClient {
-  set(...args: (string | number)[]): Promise<unknown>;
-  evalsha(...args: (string | number)[]): Promise<unknown>;
-  script(command: "LOAD", lua: string): Promise<unknown>;
-  disconnect(): void;
-}
-
-interface IoredisPackage {
-  Redis: new (url: string) => Ioredis;
-}
-
-interface NodeRedis extends NodeRedisClient {
-  evalSha(
-    sha: string,
-    call: { keys: string[]; arguments: string[] },
-  ): Promise<unknown>;
-  scriptLoad(lua: string): Promise<string>;
-  on(event: "error", listener: () => void): unknown;
-  connect(): Promise<unknown>;
-  destroy(): void;
-}
-
-interface NodeRedisPackage {
-  createClient(options: { url: string }): NodeRedis;
-}
-
-interface Redlock5Package {
-  default: new (clients: Ioredis[], options: object) => {
-    on(event: "error", listener: () => void): unknown;
-    acquire(keys: string[], ttlMs: number): Promise<{
-      release(): Promise<unknown>;
-    }>;
-  };
-}
-
-interface RedisSemaphorePackage {
-  RedlockMutex: new (clients: Ioredis[], key: string, options: object) => {
-    readonly isAcquired: boolean;
-    acquire(): Promise<void>;
-    release(): Promise<void>;
-  };
-}
-
-interface RedlockUniversalPackage {
-  IoredisAdapter: new (client: Ioredis) => object;
-  createRedlock(options: object): {
-    acquire(): Promise<unknown>;
-    release(handle: unknown): Promise<boolean>;
-  };
-}
-
-interface RedisKitPackage {
-  Redlock: new (clients: NodeRedis[], options: object) => {
-    acquire(key: string, ttlMs: number): Promise<
-      {
-        release(): Promise<boolean>;
-      } | null
-    >;
   };
 }

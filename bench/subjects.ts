@@ -1,17 +1,20 @@
 /**
  * What is compared with what? Each way of locking that is measured, in as few
  * lines as its own documentation allows, side by side on one client.
- *
- * The packages are imported by computed names and described by the members
- * that are called: type-checking these files takes none of them.
  */
-import type {
-  IoredisClient,
-  LockTarget,
-  NodeRedisClient,
-  NodeRedisEval,
-} from "../mod.ts";
+import type { LockTarget } from "../mod.ts";
 import { acquireLock, redis } from "./ours.ts";
+import {
+  type Ioredis,
+  type IoredisPackage,
+  load,
+  type NodeRedis,
+  openNodeRedis,
+  type RedisKitPackage,
+  type RedisSemaphorePackage,
+  type Redlock5Package,
+  type RedlockUniversalPackage,
+} from "./packages.ts";
 
 /** How long the server keeps a silent hold, whoever asks. */
 const TTL_MS = 10_000;
@@ -232,77 +235,5 @@ async function redisKit(client: NodeRedis): Promise<Subject["hold"]> {
     if (lock === null) throw new Error("The lock is not held");
     if (during) await during();
     sure(await lock.release());
-  };
-}
-
-async function load<Package>(name: string): Promise<Package> {
-  return await import(name);
-}
-
-async function openNodeRedis(name: string, url: string): Promise<NodeRedis> {
-  const { createClient } = await load<NodeRedisPackage>(name);
-  const client = createClient({ url });
-  // Without a listener a cut ends the process before anybody is told why.
-  client.on("error", () => {});
-  await client.connect();
-  return client;
-}
-
-interface Ioredis extends IoredisClient {
-  set(...args: (string | number)[]): Promise<unknown>;
-  evalsha(...args: (string | number)[]): Promise<unknown>;
-  script(command: "LOAD", lua: string): Promise<unknown>;
-  keys(pattern: string): Promise<string[]>;
-  quit(): Promise<unknown>;
-}
-
-interface IoredisPackage {
-  Redis: new (url: string) => Ioredis;
-}
-
-interface NodeRedis extends NodeRedisClient {
-  evalSha(sha: string, call: NodeRedisEval): Promise<unknown>;
-  scriptLoad(lua: string): Promise<string>;
-  keys(pattern: string): Promise<string[]>;
-  on(event: "error", listener: () => void): unknown;
-  connect(): Promise<unknown>;
-  close(): Promise<unknown>;
-}
-
-interface NodeRedisPackage {
-  createClient(options: { url: string }): NodeRedis;
-}
-
-interface RedisSemaphorePackage {
-  Mutex: new (client: Ioredis, key: string, options: object) => {
-    readonly isAcquired: boolean;
-    acquire(): Promise<void>;
-    release(): Promise<void>;
-  };
-}
-
-interface RedlockUniversalPackage {
-  IoredisAdapter: new (client: Ioredis) => object;
-  createLock(options: object): {
-    acquire(): Promise<unknown>;
-    release(handle: unknown): Promise<boolean>;
-  };
-}
-
-interface Redlock5Package {
-  default: new (clients: Ioredis[], options: object) => {
-    acquire(keys: string[], ttlMs: number): Promise<{
-      release(): Promise<unknown>;
-    }>;
-  };
-}
-
-interface RedisKitPackage {
-  Redlock: new (clients: NodeRedis[], options: object) => {
-    acquire(key: string, ttlMs: number): Promise<
-      {
-        release(): Promise<boolean>;
-      } | null
-    >;
   };
 }

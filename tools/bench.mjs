@@ -4,6 +4,7 @@
  *
  *     node tools/bench.mjs
  *     node tools/bench.mjs --runtime node,bun --suite many_keys --quick
+ *     node tools/bench.mjs --runtime node --cluster
  *
  * The server is the one at REDIS_URL, or else one of its own.
  */
@@ -21,11 +22,12 @@ import {
   ROOT,
 } from "./bring.mjs";
 
-const { runtime, suite, quick } = parseArgs({
+const { runtime, suite, quick, cluster } = parseArgs({
   options: {
     runtime: { type: "string", default: "node,deno,bun" },
     suite: { type: "string" },
     quick: { type: "boolean", default: false },
+    cluster: { type: "boolean", default: false },
   },
 }).values;
 
@@ -62,6 +64,7 @@ for (const name of chosen) {
     join("bench", "main.ts"),
     ...suite === undefined ? [] : ["--suite", suite],
     ...quick ? ["--quick"] : [],
+    ...cluster ? ["--cluster"] : [],
   ]);
   if (code !== 0) process.exitCode = 1;
 }

@@ -114,7 +114,11 @@ for (const { name, isCalled, open } of clusterClients) {
     async () => {
       await using it = await open(cluster.urls);
       const key = `together:${name}`;
-      const options = { waitMs: 10_000, localTurns: 0, throwOnFail: true };
+      const options = {
+        waitMs: 10_000,
+        localTurns: 0,
+        throwOnFail: true as const,
+      };
       const inLine = (count: number) =>
         until(
           `${count} in line`,
