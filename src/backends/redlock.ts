@@ -279,10 +279,12 @@ export class RedlockBackend implements Backend {
     const isLate = !pursuit.isWanted || this.clock.now() >= pursuit.until;
     if (isLate && mayBeThere(answer)) {
       const { freeing } = pursuit;
-      const verdict = freeing?.verdicts[index];
-      // As a rule the release comes right behind the claim, and frees it.
-      if (freeing && verdict === undefined) freeing.granted.add(index);
-      else if (verdict !== "done") this.#members[index].discard(claim);
+      // As a rule the release comes right behind the claim, and frees it; but a
+      // client with several connections, or one that sends again by itself, may
+      // have the claim done after it.
+      const isBehind = freeing && freeing.verdicts[index] === undefined;
+      if (isBehind) freeing.granted.add(index);
+      else this.#members[index].discard(claim);
     }
     this.#settled(claim, pursuit);
   }

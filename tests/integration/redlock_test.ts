@@ -201,6 +201,8 @@ test("an answer that is lost leaves no key behind", async () => {
     lock.assertHeld();
     assertEquals(await lock.release(), true);
     await world.comes(key, 0);
+    // Not every client shows that it was closed.
+    await until("all is cleaned up", () => timersLeft() === 0);
     for (const { close } of [far, ...near]) await close();
     await wire.stop();
   }
