@@ -11,6 +11,7 @@ import {
 } from "./core/backend.ts";
 import { type Clock, moment, within } from "./core/clock.ts";
 import {
+  isPassing,
   LockBackendError,
   LockError,
   LockLostError,
@@ -187,16 +188,20 @@ async function takeSeveral(
       backend.onEvent ? telling(backend, claim, same) : same
     );
     const atOnce = (terms: Terms) => acquireAll(backend, claims, terms);
-    const answer = await (waitMs === 0
-      ? atOnce(settings)
-      : withPatience(backend, keys[0], settings, waitMs, atOnce));
-    if (!("granted" in answer)) {
-      answer.forEach((keeper, i) =>
-        tellers[i](keeper)
-      );
+    let answer: Keeper[] | Refusal | undefined;
+    try {
+      answer = await (waitMs === 0
+        ? atOnce(settings)
+        : withPatience(backend, keys[0], settings, waitMs, atOnce));
+    } catch (error) {
+      // One after the other, each is waited for until the server is ready.
+      if (waitMs === 0 || !isPassing(error)) throw error;
+    }
+    if (Array.isArray(answer)) {
+      answer.forEach((keeper, i) => tellers[i](keeper));
       return handle(backend, answer[0], answer.slice(1));
     }
-    if (waitMs === 0) {
+    if (answer !== undefined && waitMs === 0) {
       tellers[0](answer);
       return refused(keys[0], answer, settings);
     }

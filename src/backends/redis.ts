@@ -21,7 +21,7 @@ import {
   type Wish,
 } from "../core/backend.ts";
 import { afterwards, systemClock } from "../core/clock.ts";
-import { LockBackendError } from "../core/errors.ts";
+import { isPassing, LockBackendError } from "../core/errors.ts";
 import { drawOwner } from "../core/keys.ts";
 import type { LockEvent } from "../core/events.ts";
 import {
@@ -37,6 +37,7 @@ import {
   RAISE_FENCE,
   refusal,
   RELEASE,
+  RELEASE_ALONE,
   RELEASE_PLAIN,
   REMIND,
   run,
@@ -56,6 +57,9 @@ export interface RedisOptions {
 /** Between two tries to clean up, at first and at most, in milliseconds. */
 const CLEAN_UP_FIRST_MS = 10;
 const CLEAN_UP_LAST_MS = 200;
+
+/** For how long to try again to release, where the server isn't ready for it. */
+const RELEASE_MS = 1_000;
 
 /**
  * How often to look, and after how long, whether there is a connection to listen
@@ -138,8 +142,9 @@ export class RedisBackend implements Backend {
     const port = this.#port;
     // An owner that tries again wants to hold what was to be cleaned away.
     if (this.#cleaning.size > 0) this.#cleaning.get(owner + key)?.();
+    const connection = port.connection?.();
     const failed = (cause: unknown): never => {
-      throw this.#acquireFailure(claim, cause);
+      throw this.#acquireFailure(claim, cause, connection);
     };
     let reply: Promise<unknown>;
     try {
@@ -148,7 +153,7 @@ export class RedisBackend implements Backend {
         : port.setIfAbsent(key, owner, "PX", ttlMs);
     } catch (cause) {
       // Somebody's wrapper may throw where a client rejects.
-      return Promise.reject(this.#acquireFailure(claim, cause));
+      return Promise.reject(this.#acquireFailure(claim, cause, connection));
     }
     return reply.then((reply) => {
       // As text: a client may be told to give bytes.
@@ -174,6 +179,7 @@ export class RedisBackend implements Backend {
   async tryAcquireFenced(claim: Claim): Promise<Grant | Refusal> {
     const { key, owner, ttlMs } = claim;
     if (this.#cleaning.size > 0) this.#cleaning.get(owner + key)?.();
+    const connection = this.#port.connection?.();
     try {
       return await run(
         this.#port,
@@ -182,7 +188,7 @@ export class RedisBackend implements Backend {
         [owner, String(ttlMs)],
       );
     } catch (cause) {
-      throw this.#acquireFailure(claim, cause);
+      throw this.#acquireFailure(claim, cause, connection);
     }
   }
 
@@ -204,6 +210,7 @@ export class RedisBackend implements Backend {
     isFenced: boolean,
   ): Promise<readonly Grant[] | Refusal> {
     const tokens = isFenced ? 1 : 0;
+    const connection = this.#port.connection?.();
     try {
       return await run(
         this.#port,
@@ -213,17 +220,21 @@ export class RedisBackend implements Backend {
       );
     } catch (cause) {
       const error = failure("acquire", claims[0].key, cause);
-      if (error.reply === undefined) {
+      if (mayBeDone(this.#port, error, connection)) {
         for (const claim of claims) this.discard(claim);
       }
       throw error;
     }
   }
 
-  #acquireFailure(claim: Claim, cause: unknown): LockBackendError {
+  #acquireFailure(
+    claim: Claim,
+    cause: unknown,
+    connection: unknown,
+  ): LockBackendError {
     const error = failure("acquire", claim.key, cause);
-    // No word from the server: it may have the key written down as ours.
-    if (error.reply === undefined) this.discard(claim);
+    // It may have the key written down as ours.
+    if (mayBeDone(this.#port, error, connection)) this.discard(claim);
     return error;
   }
 
@@ -265,22 +276,33 @@ export class RedisBackend implements Backend {
     const { key, owner } = hold;
     const port = this.#port;
     const connection = port.connection?.();
-    return this.#release(key, owner, (verdict) => {
+    const answered = (verdict: Verdict | "wanted") => {
       if (verdict === "wanted") return this.#handOver(hold);
       return verdict === "done" || connection === port.connection?.()
         ? verdict
         // The first sending may have freed it: this answers the second.
         : "unclear";
-    }, (cause) => {
-      throw failure("release", key, cause);
-    });
+    };
+    return this.#release(
+      key,
+      owner,
+      answered,
+      (cause) =>
+        insist(
+          failure("release", key, cause),
+          () =>
+            this.#release(key, owner, answered, (cause) => {
+              throw failure("release", key, cause);
+            }),
+        ).catch((error) => releaseAlone(port, hold, error)),
+    );
   }
 
   #release<T>(
     key: string,
     owner: string,
     then: (verdict: Verdict | "wanted") => T | Promise<T>,
-    fail: (cause: unknown) => never,
+    fail: (cause: unknown) => T | Promise<T>,
   ): Promise<T> {
     const line = companion(key, "line");
     const port = this.#port;
@@ -498,13 +520,14 @@ class RedisLine implements Line {
 
   async stand(
     wishes: readonly Wish[],
-    isPassing: boolean = false,
+    isInPassing: boolean = false,
   ): Promise<readonly (Turn | Place | LockBackendError)[]> {
     if (wishes.length > 1 && this.#port.isCluster) {
       // One script may touch one slot only.
-      const each = wishes.map((wish) => this.stand([wish], isPassing));
+      const each = wishes.map((wish) => this.stand([wish], isInPassing));
       return (await Promise.all(each)).flat();
     }
+    const connection = this.#port.connection?.();
     const keys: string[] = [];
     // Whoever waits for long tries now and then whether it can be called: a
     // connection that nobody speaks on may be dead, and neither end know it.
@@ -513,7 +536,7 @@ class RedisLine implements Line {
     const isTest = now - this.#testedAt >= TEST_MS &&
       wishes.some(({ ticket }) => ticket !== undefined);
     if (isTest) this.#testedAt = now;
-    const args = [isPassing ? "1" : "", isTest && inbox || ""];
+    const args = [isInPassing ? "1" : "", isTest && inbox || ""];
     for (const wish of wishes) {
       keys.push(...keysOf(wish.key));
       args.push(memberOf(wish), String(wish.ticket ?? ""));
@@ -527,7 +550,14 @@ class RedisLine implements Line {
           : answer
       );
     } catch (cause) {
-      return wishes.map(({ key }) => failure("wait for", key, cause));
+      return wishes.map((wish) => {
+        const error = failure("wait for", wish.key, cause);
+        // By this name it will not be asked for again.
+        if (isInPassing && mayBeDone(this.#port, error, connection)) {
+          this.leave(wish);
+        }
+        return error;
+      });
     }
   }
 
@@ -603,20 +633,88 @@ function handOver(
   const connection = port.connection?.();
   const wanted = next === undefined ? "" : memberOf(next);
   const args = [owner, line?.inbox ?? "", wanted, ""] as const;
-  return runThen(port, HAND_OVER, keysOf(key), args, (answer): HandOver => {
-    const { verdict, called, calledOut } = answer;
-    if (calledOut !== undefined) line?.remindLater(key, calledOut);
-    if (verdict !== "done" && connection !== port.connection?.()) {
-      // The first sending may have freed it: this answers the second.
-      return { verdict: "unclear" };
-    }
-    return called !== undefined && called.owner === next?.owner
-      ? { verdict, next: called.turn }
-      : answer;
-  }, (cause) => {
-    throw failure("release", key, cause);
-  });
+  const attempt = (fail: (cause: unknown) => HandOver | Promise<HandOver>) =>
+    runThen(port, HAND_OVER, keysOf(key), args, (answer): HandOver => {
+      const { verdict, called, calledOut } = answer;
+      if (calledOut !== undefined) line?.remindLater(key, calledOut);
+      if (verdict !== "done" && connection !== port.connection?.()) {
+        // The first sending may have freed it: this answers the second.
+        return { verdict: "unclear" };
+      }
+      return called !== undefined && called.owner === next?.owner
+        ? { verdict, next: called.turn }
+        : answer;
+    }, fail);
+  return attempt((cause) =>
+    insist(failure("release", key, cause), () =>
+      attempt((cause) => {
+        throw failure("release", key, cause);
+      })).catch(async (error) => ({
+        verdict: await releaseAlone(port, hold, error),
+      }))
+  );
 }
+
+/** Releases after `error` as long as the server isn't ready for it: for a while,
+ * as somebody waits for the answer. */
+async function insist<T>(
+  error: LockBackendError,
+  release: () => Promise<T>,
+): Promise<T> {
+  const clock = systemClock;
+  const until = clock.now() + RELEASE_MS;
+  let pauseMs = CLEAN_UP_FIRST_MS;
+  while (isPassing(error) && clock.now() < until) {
+    await new Promise<void>((go) => clock.setTimer(go, pauseMs, true));
+    pauseMs = Math.min(pauseMs * 2, CLEAN_UP_LAST_MS);
+    try {
+      return await release();
+    } catch (again) {
+      error = again as LockBackendError;
+    }
+  }
+  throw error;
+}
+
+/**
+ * A slot of a Cluster that is between two masters refuses scripts of several
+ * keys, and where somebody has left it so, for good. Then the lock is freed
+ * without a look at its line: who stands there asks, as after any failure.
+ *
+ * @throws {LockBackendError} `error`, where it is about anything else.
+ */
+async function releaseAlone(
+  port: Port,
+  { key, owner }: Hold,
+  error: LockBackendError,
+): Promise<Verdict> {
+  // ioredis tells what it has met last on its way between the two.
+  if (!/^(TRYAGAIN|MOVED|ASK)$/.test(error.reply ?? "")) throw error;
+  try {
+    return await run(port, RELEASE_ALONE, [key], [owner]);
+  } catch (cause) {
+    throw failure("release", key, cause);
+  }
+}
+
+/**
+ * Whether what was asked may be done all the same: there is no word from the
+ * server, or maybe one about the second sending only.
+ */
+function mayBeDone(
+  port: Port,
+  { reply, cause }: LockBackendError,
+  connection: unknown,
+): boolean {
+  return reply === undefined || connection !== port.connection?.() ||
+    REDIRECTED.test(String(cause));
+}
+
+/** How the Cluster of ioredis puts it when it has tried often enough. */
+const REDIRECTED = /Too many Cluster redirections\. Last error: \w*Error: /;
+
+/** How a server before version 7 puts what a command in a script met with. */
+const IN_SCRIPT = /^ERR Error running script .*?: -/;
 
 /** A wish as it stands in line: see `handOver` in scripts.ts. */
 function memberOf({ ttlMs, tokens, owner }: Wish): string {
@@ -651,7 +749,8 @@ function isCompanion(key: string): boolean {
 /** The server's own error word, if that is what `cause` is: it leads the text. */
 function replyOf(cause: unknown): string | undefined {
   if (!(cause instanceof Error) || "errno" in cause) return undefined;
-  return /^([A-Z]{2,}[A-Z0-9]*) /.exec(cause.message)?.[1];
+  const text = cause.message.replace(REDIRECTED, "").replace(IN_SCRIPT, "");
+  return /^([A-Z]{2,}[A-Z0-9]*) /.exec(text)?.[1];
 }
 
 /** What is told of a client's or server's failure, without repeating its text. */

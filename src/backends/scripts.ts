@@ -89,6 +89,17 @@ export const RELEASE_PLAIN = define({
   ...FREE,
 });
 
+/** Deletes the lock if `owner` still has it, whoever stands in line: by its key
+ * alone, as one may always ask a Cluster for a single one. */
+export const RELEASE_ALONE = define({
+  keys: ["lock"],
+  args: ["owner"],
+  lua: `local now = redis.call("GET", lock)
+if now ~= owner then return now and -1 or 0 end
+return redis.call("DEL", lock)`,
+  decode: toVerdict,
+});
+
 /** Makes each lock last its ttl from now if its owner still has it: of any
  * number of keys, with an owner and a ttl in milliseconds for each. One that is
  * no lock any more is another's, and no reason to leave the rest alone. */
@@ -497,7 +508,7 @@ export function runThen<
   keys: Values<Keys>,
   args: Values<Args>,
   then: (result: Result) => Then | Promise<Then>,
-  fail: (cause: unknown) => never,
+  fail: (cause: unknown) => Then | Promise<Then>,
 ): Promise<Then> {
   const decoded = (reply: unknown) => then(script.decode(reply));
   if (port.evalSha === undefined) {

@@ -217,12 +217,12 @@ export interface Line {
   isClosed?(): boolean;
   /**
    * Takes the key for each wish whose turn it is, and puts the others in line;
-   * or, where `isPassing`, leaves them out of it. Safe to repeat: a wish keeps
+   * or, where `isInPassing`, leaves them out of it. Safe to repeat: a wish keeps
    * its place, and one that was granted meanwhile is granted again.
    */
   stand(
     wishes: readonly Wish[],
-    isPassing?: boolean,
+    isInPassing?: boolean,
   ): Promise<readonly (Turn | Place | LockBackendError)[]>;
   /** Frees the key for the next in line, and has `next` stand behind them. */
   handOver(hold: Hold, next: Wish | undefined): Promise<HandOver>;

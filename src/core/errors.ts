@@ -198,3 +198,19 @@ export class LockBackendError extends LockError {
     this.reply = reply;
   }
 }
+
+/**
+ * What a server answers that will be ready again by itself: it has become a
+ * replica, reads its data, has lost its primary or too many replicas, or is
+ * about to give a slot of its Cluster to another. Nothing was done.
+ */
+const PASSING = new Set([
+  ...["READONLY", "LOADING", "MASTERDOWN", "NOREPLICAS"],
+  ...["CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK"],
+]);
+
+/** Whether who has patience is to try again, and nobody said "taken". */
+export function isPassing(error: unknown): error is LockBackendError {
+  return error instanceof LockBackendError && error.reply !== undefined &&
+    PASSING.has(error.reply);
+}

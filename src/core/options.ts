@@ -31,7 +31,9 @@ export interface LockOptions {
   /**
    * Milliseconds of patience while the lock is taken: 0 fails at once, and
    * `Infinity` waits until `signal` says stop. Who waits stands in line, and is
-   * served in the order in which the server saw them. Default: 0.
+   * served in the order in which the server saw them. A server that is up and
+   * not ready (`READONLY`, `LOADING`, `CLUSTERDOWN` …) is waited for as well.
+   * Default: 0.
    */
   waitMs?: number;
   /**

@@ -20,7 +20,7 @@ import {
   type Wish,
 } from "./backend.ts";
 import { type Clock, type Moment, moment } from "./clock.ts";
-import { LockBackendError } from "./errors.ts";
+import { isPassing, LockBackendError } from "./errors.ts";
 import { tell } from "./events.ts";
 import { Keeper, type Lease } from "./keeper.ts";
 import { drawOwner, labelOf } from "./keys.ts";
@@ -454,7 +454,10 @@ export class Room {
   }
 
   /** Asks for the wishes of `parties`, and hears what the server says. */
-  async #stand(parties: readonly Party[], isPassing: boolean): Promise<void> {
+  async #stand(
+    parties: readonly Party[],
+    isInPassing: boolean,
+  ): Promise<void> {
     const asked = moment(this.#clock);
     const wishes = parties.map((party) => {
       party.asking = asked;
@@ -462,7 +465,7 @@ export class Room {
     });
     let answers: Awaited<ReturnType<Line["stand"]>>;
     try {
-      answers = await this.#line.stand(wishes, isPassing);
+      answers = await this.#line.stand(wishes, isInPassing);
     } catch (cause) {
       answers = wishes.map(({ key }) =>
         cause instanceof LockBackendError
@@ -471,7 +474,7 @@ export class Room {
       );
     }
     for (const [i, party] of parties.entries()) {
-      this.#hear(party, wishes[i], answers[i], asked);
+      this.#hear(party, wishes[i], answers[i], asked, isInPassing);
     }
   }
 
@@ -481,6 +484,7 @@ export class Room {
     wish: Wish,
     answer: Turn | Place | LockBackendError,
     asked: Moment,
+    isInPassing = false,
   ): void {
     if (party.wish !== wish) {
       const mayBeThere = answer instanceof Error || answer.granted ||
@@ -489,7 +493,12 @@ export class Room {
       return;
     }
     party.asking = undefined;
-    if (answer instanceof Error) return this.#fail(party, wish, answer);
+    if (answer instanceof Error) {
+      // The next step is on its way: it will be met with, or get over it.
+      if (isInPassing && isPassing(answer)) party.failure = answer;
+      else this.#fail(party, wish, answer);
+      return;
+    }
     party.failure = undefined;
     if (answer.granted) return this.#takeTurn(party, answer, asked);
     const now = this.#clock.now();
@@ -528,7 +537,7 @@ export class Room {
       ? this.#line.isClosed?.() ?? false
       : FINAL.has(error.reply);
     // Not in line yet, it is an attempt like any other, and fails like one.
-    if (wish.ticket !== undefined && !isLost) {
+    if ((wish.ticket !== undefined || isPassing(error)) && !isLost) {
       this.#askAt(party, this.#clock.now() + RETRY_MS);
       return;
     }

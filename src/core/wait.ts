@@ -9,7 +9,7 @@ import {
   type Refusal,
 } from "./backend.ts";
 import { type Clock, within } from "./clock.ts";
-import { LockBackendError } from "./errors.ts";
+import { isPassing, LockBackendError } from "./errors.ts";
 import { Keeper, type Terms } from "./keeper.ts";
 import { drawOwner } from "./keys.ts";
 import { type Room, roomOf } from "./room.ts";
@@ -127,7 +127,15 @@ function tryInPassing<T>(
   return new Promise((resolve, reject) => {
     const late = () => reject(unanswered(key, waitMs));
     const attempt = room.watch(key, waitMs, late);
+    const goOn = (isRefused: boolean) => {
+      const rest = { ...patience, waitMs: room.unwatch(attempt) };
+      resolve(
+        waitInLine(room, claim, terms, rest, settle, isRefused),
+      );
+      room.follow(attempt);
+    };
     const failed = (error: unknown) => {
+      if (isPassing(error) && !attempt.isLate) return goOn(false);
       reject(error);
       if (attempt.keeper !== undefined) return;
       room.unwatch(attempt);
@@ -142,11 +150,7 @@ function tryInPassing<T>(
         room.remember(attempt, answer, patience.localTurns);
         room.follow(attempt);
         resolve(settle(answer));
-      } else {
-        const rest = { ...patience, waitMs: room.unwatch(attempt) };
-        resolve(waitInLine(room, claim, terms, rest, settle, true));
-        room.follow(attempt);
-      }
+      } else goOn(true);
     };
     try {
       acquire(backend, claim, terms, answered).catch(failed);
@@ -267,7 +271,7 @@ function poll(
   const { signal } = terms;
   const until = clock.now() + waitMs;
   let pauseMs = POLL_FIRST_MS;
-  let last: Refusal | undefined;
+  let last: Refusal | LockBackendError | undefined;
   return withPatience(
     backend,
     claim.key,
@@ -281,18 +285,21 @@ function poll(
             claim,
             terms,
             (answer) => answer,
-          );
-          if (!("granted" in answer)) return answer;
+          ).catch((error) => {
+            if (isPassing(error)) return error;
+            throw error;
+          });
+          if (answer instanceof Keeper) return answer;
           last = answer;
+          const retryAfterMs = answer instanceof Error
+            ? undefined
+            : answer.retryAfterMs;
           const leftMs = until - clock.now();
           const spreadMs = pauseMs * (0.5 + Math.random());
-          const nextMs = Math.min(
-            spreadMs,
-            (answer.retryAfterMs ?? Infinity) + 1,
-          );
+          const nextMs = Math.min(spreadMs, (retryAfterMs ?? Infinity) + 1);
           if (leftMs <= nextMs) {
             await pause(clock, leftMs - 1, signal);
-            return answer;
+            return refusalOf(answer);
           }
           await pause(clock, nextMs, signal);
           pauseMs = Math.min(pauseMs * 2, POLL_LAST_MS);
@@ -302,11 +309,17 @@ function poll(
         }
       } catch (error) {
         // Without an answer is only the last try.
-        if (error === late && last !== undefined) return last;
+        if (error === late && last !== undefined) return refusalOf(last);
         throw error;
       }
     },
   );
+}
+
+/** What the last answer comes to: nobody said "taken" where it is a failure. */
+function refusalOf(answer: Refusal | LockBackendError): Refusal {
+  if (answer instanceof LockBackendError) throw answer;
+  return answer;
 }
 
 /** Resolves after `ms`, or rejects with the signal's reason. */

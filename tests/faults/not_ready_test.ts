@@ -1,0 +1,160 @@
+/**
+ * A server that is up, and not ready: a replica, or one that still reads its
+ * data. Who has patience tries again, and is never told that the lock is taken;
+ * who has none is told what the server said.
+ */
+import { assert, assertEquals, assertRejects } from "@std/assert";
+
+import {
+  acquireLock,
+  LockBackendError,
+  type LockOptions,
+  withLock,
+} from "@dreamer/utils/lock";
+import { clients } from "../support/clients.ts";
+import { startFakeRedis } from "../support/fake_redis.ts";
+import { type RedisServer, startRedis } from "../support/redis_server.ts";
+import { test, timersLeft } from "../support/test.ts";
+import { until } from "../support/until.ts";
+
+const PATIENT = { ttl: 10, waitMs: 10_000, localTurns: 0 } as const;
+const WORDS = ["LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS"];
+
+/** What a primary becomes that was told so, of one that is not there. */
+const beReplica = (server: RedisServer) =>
+  server.command("REPLICAOF", "127.0.0.1", 1);
+const bePrimary = (server: RedisServer) =>
+  server.command("REPLICAOF", "NO", "ONE");
+
+const stories: [name: string, fn: () => Promise<void>][] = [];
+
+for (const { name, open } of clients) {
+  stories.push([`${name}: a server that is a replica for a while`, async () => {
+    await using server = await startRedis();
+    await using here = await open(server.url);
+    await using there = await open(server.url);
+    const key = `not-ready:${name}`;
+    const line = `{${key}}:line`;
+    const inLine = (count: number) =>
+      until(
+        `${count} in line`,
+        async () => await server.command("ZCARD", line) === count,
+      );
+    const holder = await acquireLock(here.client, key, { ttl: 10 });
+    const order: string[] = [];
+    const wait = (who: string, options: LockOptions = {}) =>
+      withLock(there.client, key, (lock) => {
+        lock.assertHeld();
+        order.push(who);
+      }, { ...PATIENT, ...options });
+    const first = wait("first");
+    await inLine(1);
+    await beReplica(server);
+
+    // No patience, some, and enough.
+    const words: (string | undefined)[] = [];
+    for (const waitMs of [0, 150]) {
+      const options = { waitMs, throwOnFail: false } as const;
+      const error = await assertRejects(
+        () => acquireLock(there.client, `${key}:other`, options),
+        LockBackendError,
+      );
+      words.push(error.reply);
+    }
+    assertEquals(words, ["READONLY", "READONLY"]);
+    const later = wait("later");
+    const several = acquireLock(there.client, [`${key}:1`, `${key}:2`], {
+      ...PATIENT,
+    });
+    let isReleased = false;
+    const released = holder.release().finally(() => isReleased = true);
+    await new Promise((go) => setTimeout(go, 250));
+    assertEquals([isReleased, order.length], [false, 0]);
+    await bePrimary(server);
+
+    assertEquals(await released, true);
+    await Promise.all([first, later]);
+    assertEquals(order, ["first", "later"]);
+    assertEquals(await (await several).release(), true);
+    await until(
+      "no key is left",
+      async () => await server.command("DBSIZE") === 0,
+    );
+  }]);
+}
+
+for (const { name, open } of clients) {
+  stories.push([`${name}: a release is told as failed in the end`, async () => {
+    await using server = await startRedis();
+    await using it = await open(server.url);
+    const lock = await acquireLock(it.client, "late", { ttl: 10 });
+    const scoped = withLock(it.client, "scoped", async () => {
+      await beReplica(server);
+      return "done";
+    }, { ttl: 10 });
+    // What fn returned comes out, whatever becomes of the lock.
+    assertEquals(await scoped, "done");
+    const error = await assertRejects(() => lock.release(), LockBackendError);
+    assertEquals(error.reply, "READONLY");
+    await bePrimary(server);
+    assertEquals(await lock.release(), true);
+    await until(
+      "what fn had is cleaned away",
+      async () => await server.command("DBSIZE") === 0,
+    );
+  }]);
+}
+
+for (const { name, open } of clients) {
+  // Its EVAL is asked first whether it is one at all.
+  if (name === "minimal") continue;
+  stories.push([
+    `${name}: whatever a server says that isn't ready`,
+    async () => {
+      for (const word of WORDS) {
+        const granted = "*1\r\n*4\r\n:1\r\n:10000\r\n:0\r\n$0\r\n";
+        /** How often it says so to each kind of request before it is ready. */
+        const left: Record<string, number> = { set: 1, stand: 3, release: 2 };
+        await using fake = await startFakeRedis(([command, ...words]) => {
+          if (/^SUBSCRIBE$/i.test(command)) return "-NOPERM not you";
+          if (!/^(SET|EVALSHA)$/i.test(command)) return "+OK";
+          // To stand in line has three keys and three arguments.
+          const kind = /^SET$/i.test(command)
+            ? "set"
+            : words[1] === "3" && words.length === 8
+            ? "stand"
+            : "release";
+          if (left[kind]-- > 0) return `-${word} come back later`;
+          return kind === "stand" ? granted : "*1\r\n:1";
+        });
+        await using it = await open(fake.url);
+        const lock = await acquireLock(it.client, "key", PATIENT);
+        lock.assertHeld();
+        assertEquals(await lock.release(), true, word);
+        for (const kind in left) assert(left[kind] < 0 || kind === "set");
+      }
+    },
+  ]);
+}
+
+stories.push(["one that tells of it from within a script", async () => {
+  // As those before version 7 put it, with the script's digest and line.
+  const said = "ERR Error running script (call to f_9ab3): @user_script:5: " +
+    "@user_script: 5: -READONLY You can't write against a read only replica.";
+  const nobody = {
+    set: () => Promise.resolve(null),
+    get: () => Promise.reject(new Error(said)),
+    del: () => Promise.resolve(0),
+    eval: () => Promise.reject(new Error(said)),
+  };
+  const error = await assertRejects(
+    () => acquireLock(nobody, "key"),
+    LockBackendError,
+  );
+  assertEquals(error.reply, "READONLY");
+}]);
+
+test.sideBySide(
+  stories,
+  () => until("nobody listens any more", () => timersLeft() === 0),
+);
