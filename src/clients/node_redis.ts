@@ -1,8 +1,8 @@
 /**
- * node-redis 4, 5 and 6: clients, pools and clusters.
+ * node-redis 4, 5 and 6: clients, pools, clusters and sentinels.
  *
  * By its typed commands rather than `sendCommand`: they alone are the same for
- * all three kinds, and they apply the client's own key prefix.
+ * all kinds, and they apply the client's own key prefix.
  */
 
 import {
@@ -51,6 +51,20 @@ interface Extras {
   nodeClient?(node: unknown): Extras | Promise<Extras>;
 }
 
+/** What only a sentinel has: it speaks to whichever server is the primary. */
+interface Sentinel extends Extras {
+  getMasterNode(): unknown;
+  sendCommand(isReadonly: boolean, words: string[]): Promise<unknown>;
+  subscribe(
+    channel: string,
+    listener: (message: string) => void,
+  ): Promise<unknown>;
+  unsubscribe(
+    channel: string,
+    listener: (message: string) => void,
+  ): Promise<unknown>;
+}
+
 /** A connection that listens. */
 interface Ear {
   readonly isReady: boolean;
@@ -73,6 +87,11 @@ const BACK_AFTER_MS = 50;
 /** Speaks through a node-redis client. */
 export function nodeRedis(client: NodeRedisClient): Port {
   const extras = client as unknown as Extras;
+  const port = portOf(client, extras);
+  return isSentinel(extras) ? { ...port, ...bySentinel(extras) } : port;
+}
+
+function portOf(client: NodeRedisClient, extras: Extras): Port {
   return {
     setIfAbsent: (key, value, unit, amount) =>
       client.set(
@@ -105,6 +124,98 @@ export function nodeRedis(client: NodeRedisClient): Port {
       }
     },
   };
+}
+
+function isSentinel(client: Extras): client is Sentinel {
+  return typeof (client as Partial<Sentinel>).getMasterNode === "function";
+}
+
+/** How often each sentinel has lost its connection or found another primary. */
+const breaks = new WeakMap<Sentinel, { count: number }>();
+
+/** What is otherwise with a sentinel. */
+function bySentinel(client: Sentinel): Partial<Port> {
+  return {
+    // After a cut it sends again by itself, and shows no connection.
+    connection() {
+      let seen = breaks.get(client);
+      if (seen === undefined) {
+        const counted = seen = { count: 0 };
+        breaks.set(client, counted);
+        const onBreak = () => void counted.count++;
+        client.on("client-error", onBreak);
+        client.on("topology-change", onBreak);
+      }
+      return seen.count;
+    },
+    listen: (channel, listener) => listenBySentinel(client, channel, listener),
+    async *scan(pattern) {
+      let cursor = "0";
+      do {
+        // As a command of its own it would go from one replica to the next.
+        const reply = await client.sendCommand(false, [
+          ...["SCAN", cursor, "MATCH", pattern],
+          ...["COUNT", String(SCAN_COUNT), "TYPE", "string"],
+        ]);
+        const [next, keys] = reply as [unknown, unknown[]];
+        yield keys.map(String);
+        cursor = String(next);
+      } while (cursor !== "0");
+    },
+  };
+}
+
+/**
+ * By the connection for messages that it keeps itself: it can't be told to make
+ * one to the primary only. It takes that along to the next primary, but forgets
+ * what was subscribed where it is cut off on the way: so we subscribe again,
+ * which costs nothing where it has not.
+ */
+function listenBySentinel(
+  client: Sentinel,
+  channel: string,
+  listener: Listener,
+): () => void {
+  let isOpen = true;
+  const onMessage = (message: string) => listener.onMessage(message);
+  const close = () => {
+    if (!isOpen) return;
+    isOpen = false;
+    client.off("topology-change", subscribe);
+    client.off("end", closed);
+    if ((client as unknown as NodeRedisClient).isOpen) {
+      client.unsubscribe(channel, onMessage).catch(() => {});
+    }
+  };
+  const closed = () => {
+    close();
+    listener.onClosed();
+  };
+  client.on("topology-change", subscribe);
+  client.on("end", closed);
+  void subscribe();
+  return close;
+
+  async function subscribe(): Promise<void> {
+    try {
+      // We are told of a change before it is there; commands wait until then.
+      await client.sendCommand(false, ["PING"]);
+      if (!isOpen) return;
+      await client.subscribe(channel, onMessage);
+      if (isOpen) listener.onReady();
+    } catch (reason) {
+      if (!isOpen) return;
+      if (/^[A-Z]+ /.test((reason as Error).message)) listener.onFail(reason);
+      else later(subscribe);
+    }
+  }
+}
+
+/** Calls `callback` a little later, and keeps no process alive for it. */
+function later(callback: () => void): void {
+  const timer = setTimeout(callback, BACK_AFTER_MS);
+  // Deno's types speak of a number; all three runtimes give an object.
+  (timer as { unref?(): void }).unref?.();
 }
 
 function listen(
@@ -162,12 +273,10 @@ function listen(
   function again(): void {
     if (isWanted) return;
     isWanted = true;
-    const timer = setTimeout(() => {
+    later(() => {
       isWanted = false;
       if (isOpen) void listenAtOne();
-    }, BACK_AFTER_MS);
-    // Deno's types speak of a number; all three runtimes give an object.
-    (timer as { unref?(): void }).unref?.();
+    });
   }
 
   function listenWith(ear: Ear): void {

@@ -191,6 +191,11 @@ export interface Attempt {
   readonly followers: Party[];
 }
 
+/** Whether a lease that counts from `since` can't be known to last any more. */
+function isOver({ leftMs }: Turn, since: number, now: number): boolean {
+  return now - since >= leftMs - driftMs(leftMs);
+}
+
 /** The waiting room before the keys of one backend. */
 export class Room {
   readonly #backend: Backend;
@@ -553,7 +558,7 @@ export class Room {
     this.#forget(party);
     const now = this.#clock.now();
     const { leftMs } = turn;
-    if (now - asked.now >= leftMs - driftMs(leftMs) || !party.waiters.length) {
+    if (isOver(turn, asked.now, now) || !party.waiters.length) {
       // Heard too late to know it for ours, or wanted no more.
       this.#line.leave(wish);
       if (party.waiters.length) this.#begin(party);
@@ -841,6 +846,11 @@ export class Room {
     const passedMs = Math.max(0, turn.at - at) * 0.99;
     const now = Math.min(asked.now + passedMs, this.#usedAt);
     const wall = asked.wall + (now - asked.now);
+    if (isOver(turn, now, this.#usedAt)) {
+      // That answer was long under way, as during a failover: this bound says
+      // little then. Asked again, the server tells what is left.
+      return void this.#stand([party], false);
+    }
     this.#takeTurn(party, turn, { now, wall });
   }
 
