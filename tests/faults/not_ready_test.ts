@@ -12,13 +12,18 @@ import {
   withLock,
 } from "@dreamer/utils/lock";
 import { clients } from "../support/clients.ts";
-import { startFakeRedis } from "../support/fake_redis.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
 import { test, timersLeft } from "../support/test.ts";
 import { until } from "../support/until.ts";
 
 const PATIENT = { ttl: 10, waitMs: 10_000, localTurns: 0 } as const;
-const WORDS = ["LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS"];
+const WORDS = [
+  "LOADING",
+  "MASTERDOWN",
+  "NOREPLICAS",
+  "CLUSTERDOWN",
+  "TRYAGAIN",
+];
 
 /** What a primary becomes that was told so, of one that is not there. */
 const beReplica = (server: RedisServer) =>
@@ -111,30 +116,36 @@ for (const { name, open } of clients) {
   stories.push([
     `${name}: whatever a server says that isn't ready`,
     async () => {
+      await using server = await startRedis();
       for (const word of WORDS) {
-        const granted = "*1\r\n*4\r\n:1\r\n:10000\r\n:0\r\n$0\r\n";
-        /** How often it says so to each kind of request before it is ready. */
-        const left: Record<string, number> = { set: 1, stand: 3, release: 2 };
-        await using fake = await startFakeRedis(([command, ...words]) => {
-          if (/^SUBSCRIBE$/i.test(command)) return "-NOPERM not you";
-          if (!/^(SET|EVALSHA)$/i.test(command)) return "+OK";
-          // To stand in line has three keys and three arguments.
-          const kind = /^SET$/i.test(command)
-            ? "set"
-            : words[1] === "3" && words.length === 8
-            ? "stand"
-            : "release";
-          if (left[kind]-- > 0) return `-${word} come back later`;
-          return kind === "stand" ? granted : "*1\r\n:1";
-        });
-        await using it = await open(fake.url);
+        await using it = await open(server.url);
+        let left = 0;
+        refuse(it.client, () => left-- > 0, `${word} come back later`);
+        // The attempt, the one in passing, and two in line.
+        left = 4;
         const lock = await acquireLock(it.client, "key", PATIENT);
         lock.assertHeld();
+        assert(left < 0, word);
+        left = 2;
         assertEquals(await lock.release(), true, word);
-        for (const kind in left) assert(left[kind] < 0 || kind === "set");
+        assert(left < 0, word);
+        assertEquals(await server.command("DBSIZE"), 0);
       }
     },
   ]);
+}
+
+/** Has the client reject what is asked of it for as long as `isRefused`. */
+function refuse(client: object, isRefused: () => boolean, message: string) {
+  const commands = client as Record<string, (...args: unknown[]) => unknown>;
+  for (const name of ["set", "eval", "evalsha", "evalSha"]) {
+    const command = commands[name];
+    if (typeof command !== "function") continue;
+    commands[name] = (...args) =>
+      isRefused()
+        ? Promise.reject(new Error(message))
+        : command.apply(client, args);
+  }
 }
 
 stories.push(["one that tells of it from within a script", async () => {
