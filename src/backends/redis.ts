@@ -82,6 +82,12 @@ const REMIND_MS = 150;
 const TEST_MS = 1_000;
 const MOST_MISSED = 2;
 
+/**
+ * For how long one WAIT may wait: on a connection that others use as well, they
+ * wait along.
+ */
+const WAIT_MS = 20;
+
 /** Of the name of an inbox: hexadecimal digits, 64 bits. */
 const INBOX_LENGTH = 16;
 
@@ -95,6 +101,8 @@ export class RedisBackend implements Backend {
   line: RedisLine | undefined;
   /** For what may be a double, whose EVAL can do no more than the release. */
   readonly findLine: Backend["findLine"];
+  /** Where the client can send WAIT along. */
+  readonly confirm: Backend["confirm"];
   /** Not in a Cluster, where one script may touch one slot only. */
   readonly tryAcquireAll: Backend["tryAcquireAll"];
   readonly #port: Port;
@@ -106,6 +114,8 @@ export class RedisBackend implements Backend {
     this.#port = port;
     this.onEvent = options.onEvent;
     this.scan = port.scan && ((pattern) => this.#scan(pattern));
+    this.confirm = port.evalAndWait &&
+      ((claims, replicas) => this.#confirm(claims, replicas));
     if (port.get === undefined) this.line = this.#newLine();
     else this.findLine = () => this.#isServer ??= this.#find();
     if (port.get === undefined && !port.isCluster) {
@@ -268,6 +278,40 @@ export class RedisBackend implements Backend {
       );
     } catch (cause) {
       return claims.map(({ key }) => failure("extend", key, cause));
+    }
+  }
+
+  async #confirm(
+    claims: readonly Claim[],
+    replicas: number,
+  ): Promise<number | Exclude<Verdict, "done">> {
+    if (claims.length > 1 && this.#port.isCluster) {
+      let fewest = Infinity;
+      for (const claim of claims) {
+        const answer = await this.#confirm([claim], replicas);
+        if (typeof answer !== "number") return answer;
+        fewest = Math.min(fewest, answer);
+      }
+      return fewest;
+    }
+    const { lua, decode } = EXTEND;
+    try {
+      const [extended, confirmed] = await this.#port.evalAndWait!(
+        lua,
+        claims.map(({ key }) => key),
+        claims.flatMap(({ owner, ttlMs }) => [owner, String(ttlMs)]),
+        replicas,
+        WAIT_MS,
+      );
+      for (const verdict of decode(extended)) {
+        if (verdict !== "done") return verdict;
+      }
+      return Number(confirmed);
+    } catch (cause) {
+      const error = failure("replicate", claims[0].key, cause);
+      // A chain is not redirected: a command by itself is, and all after it.
+      if (isPassing(error)) await this.extend(claims);
+      throw error;
     }
   }
 

@@ -29,6 +29,9 @@ interface Commands {
   readonly isCluster?: boolean;
   readonly options?: { keyPrefix?: string };
   nodes?(role: "master"): Commands[];
+  pipeline(
+    commands: (string | number)[][],
+  ): { exec(): Promise<[error: Error | null, reply: unknown][] | null> };
   call(command: string, ...args: string[]): Promise<unknown>;
   duplicate(overrides: object): Commands;
   connect(): Promise<void>;
@@ -64,6 +67,18 @@ export function ioredis(ioredisClient: IoredisClient): Port {
     evalSha(sha, keys, args) {
       gather();
       return client.evalsha(sha, keys.length, ...keys, ...args);
+    },
+    async evalAndWait(lua, keys, args, replicas, ms) {
+      // What is left of a pipeline is not sent again after a cut.
+      const replies = await client.pipeline([
+        ["eval", lua, keys.length, ...keys, ...args],
+        ["wait", replicas, ms],
+      ]).exec();
+      const [evaluated, waited] = replies!.map(([error, reply]) => {
+        if (error !== null) throw error;
+        return reply;
+      });
+      return [evaluated, waited];
     },
     // A new socket for each reconnect. A cluster has many and shows none.
     connection: () => client.stream,

@@ -43,6 +43,14 @@ interface Extras {
     cursor: string,
     options: { MATCH: string; COUNT: number; TYPE: string },
   ): Promise<{ cursor: string | number; keys: string[] }>;
+  /** A chain of commands, which all go by one connection or not at all. */
+  multi(): {
+    eval(script: string, options: NodeRedisEval): {
+      wait(replicas: number, ms: number): {
+        execAsPipeline(): Promise<unknown[]>;
+      };
+    };
+  };
   readonly masters?: readonly unknown[];
   readonly options?: { socket?: object };
   duplicate?(overrides: object): Ear;
@@ -103,6 +111,15 @@ function portOf(client: NodeRedisClient, extras: Extras): Port {
       client.eval(lua, { keys: [...keys], arguments: [...args] }),
     evalSha: (sha, keys, args) =>
       client.evalSha(sha, { keys: [...keys], arguments: [...args] }),
+    async evalAndWait(lua, keys, args, replicas, ms) {
+      const options = { keys: [...keys], arguments: [...args] };
+      const chain = extras.multi().eval(lua, options).wait(replicas, ms);
+      const [evaluated, waited] = await chain.execAsPipeline();
+      for (const reply of [evaluated, waited]) {
+        if (reply instanceof Error) throw reply;
+      }
+      return [evaluated, waited];
+    },
     isClosed: () => !client.isOpen,
     isCluster: extras.masters !== undefined,
     // Pools can't be duplicated.

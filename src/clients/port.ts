@@ -69,6 +69,18 @@ export interface Port {
    * may come more than once. Absent where the client can't.
    */
   scan?(pattern: string): AsyncIterable<readonly string[]>;
+  /**
+   * `EVAL lua` and `WAIT replicas ms` behind it, on one connection: what is
+   * waited for is what that connection has written. The replies of both; rejects
+   * where it can't be known that it was one. Absent where the client can't.
+   */
+  evalAndWait?(
+    lua: string,
+    keys: readonly string[],
+    args: readonly string[],
+    replicas: number,
+    ms: number,
+  ): Promise<readonly [unknown, unknown]>;
   /** Whether there is more than one server, each with slots of its own. */
   readonly isCluster?: boolean;
   /** Whether the client was closed for good by whoever owns it. */

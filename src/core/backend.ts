@@ -104,6 +104,17 @@ export interface Backend {
   extend(
     claims: readonly Claim[],
   ): Promise<readonly (Verdict | LockBackendError)[]>;
+  /**
+   * Makes each hold last its `ttlMs` from now if it is still ours, and asks how
+   * many replicas have that: all that the server did before, they have as well.
+   * Answers as soon as they are `replicas`, or after a short time.
+   *
+   * @returns How many there are, or what has become of a hold that isn't ours.
+   */
+  confirm?(
+    claims: readonly Claim[],
+    replicas: number,
+  ): Promise<number | Exclude<Verdict, "done">>;
   /** Frees the key, if it is still ours; who stands in line for it is next. */
   release(hold: Hold): Promise<Verdict>;
   /**

@@ -8,7 +8,7 @@ import {
   type Line,
   type Refusal,
 } from "./backend.ts";
-import { type Clock, within } from "./clock.ts";
+import { type Clock, pause, within } from "./clock.ts";
 import { isPassing, LockBackendError } from "./errors.ts";
 import { Keeper, type Terms } from "./keeper.ts";
 import { drawOwner } from "./keys.ts";
@@ -320,27 +320,4 @@ function poll(
 function refusalOf(answer: Refusal | LockBackendError): Refusal {
   if (answer instanceof LockBackendError) throw answer;
   return answer;
-}
-
-/** Resolves after `ms`, or rejects with the signal's reason. */
-function pause(
-  clock: Clock,
-  ms: number,
-  signal: AbortSignal | undefined,
-): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const abort = () => {
-      callOff();
-      reject(signal!.reason);
-    };
-    const callOff = clock.setTimer(
-      () => {
-        signal?.removeEventListener("abort", abort);
-        resolve();
-      },
-      Math.max(0, ms),
-      true,
-    );
-    signal?.addEventListener("abort", abort, { once: true });
-  });
 }
