@@ -208,7 +208,9 @@ async function takeSeveral(
   const clock = clockOf(backend);
   const until = clock.now() + waitMs;
   let refusal: Refusal | undefined;
-  if (backend.tryAcquireAll !== undefined) {
+  const canAtOnce = backend.tryAcquireAll !== undefined &&
+    (backend.areTogether === undefined || backend.areTogether(keys));
+  if (canAtOnce) {
     const owner = drawOwner(label);
     const claims = keys.map((key) => ({ key, owner, ttlMs }));
     const tellers = claims.map((claim) =>

@@ -103,8 +103,9 @@ export class RedisBackend implements Backend {
   readonly findLine: Backend["findLine"];
   /** Where the client can send WAIT along. */
   readonly confirm: Backend["confirm"];
-  /** Not in a Cluster, where one script may touch one slot only. */
   readonly tryAcquireAll: Backend["tryAcquireAll"];
+  /** In a Cluster, where one script may touch one slot only. */
+  readonly areTogether: Backend["areTogether"];
   readonly #port: Port;
   #isServer: Promise<Line | undefined> | undefined;
   /** Calls off the cleaning up after an owner and key. Empty but after failures. */
@@ -118,9 +119,14 @@ export class RedisBackend implements Backend {
       ((claims, replicas) => this.#confirm(claims, replicas));
     if (port.get === undefined) this.line = this.#newLine();
     else this.findLine = () => this.#isServer ??= this.#find();
-    if (port.get === undefined && !port.isCluster) {
+    if (port.get === undefined) {
       this.tryAcquireAll = (claims, isFenced) =>
         this.#tryAcquireAll(claims, isFenced);
+    }
+    if (port.isCluster) {
+      // By the tag, and not by the slot: the client may put a prefix before it.
+      this.areTogether = ([first, ...others]) =>
+        others.every((key) => tagOf(key) === tagOf(first));
     }
   }
 

@@ -96,6 +96,8 @@ export interface Backend {
     claims: readonly Claim[],
     isFenced: boolean,
   ): Promise<readonly Grant[] | Refusal>;
+  /** Whether it can do that with these keys; absent where it can with any. */
+  areTogether?(keys: readonly string[]): boolean;
   /**
    * Makes each hold last its `ttlMs` from now if it is still ours, with as few
    * commands as will do: all holds of a client are renewed together. Answers
