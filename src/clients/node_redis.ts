@@ -7,7 +7,9 @@
 
 import {
   FLUSHED,
+  listenAtAll,
   type Listener,
+  type NodeListener,
   type Port,
   SCAN_COUNT,
   tracking,
@@ -51,7 +53,7 @@ interface Extras {
       };
     };
   };
-  readonly masters?: readonly unknown[];
+  readonly masters?: readonly { readonly address: string }[];
   readonly options?: { socket?: object };
   duplicate?(overrides: object): Ear;
   on(event: string, listener: () => void): unknown;
@@ -240,35 +242,51 @@ function listen(
   channel: string,
   listener: Listener,
 ): () => void {
-  let isOpen = true;
-  let ear: Ear | undefined;
-  let isWanted = false;
+  const hangUp = client.masters === undefined
+    ? listenAt(client, channel, { ...listener, onGone() {} }, false)
+    : listenAtAll(
+      () => client.masters!.map((node) => [node.address, node]),
+      (node, listener) =>
+        listenAt(client.nodeClient!(node), channel, listener, true),
+      listener,
+    );
   const close = () => {
-    if (!isOpen) return;
-    isOpen = false;
     client.off("end", closed);
-    if (ear?.isOpen) end(ear);
+    hangUp();
   };
   const closed = () => {
     close();
     listener.onClosed();
   };
   client.on("end", closed);
-  void listenAtOne();
   return close;
+}
 
-  async function listenAtOne(): Promise<void> {
+function listenAt(
+  node: Extras | Promise<Extras>,
+  channel: string,
+  listener: NodeListener,
+  isOneOfMany: boolean,
+): () => void {
+  let isOpen = true;
+  let ear: Ear | undefined;
+  void open();
+  return () => {
+    isOpen = false;
+    if (ear?.isOpen) end(ear);
+  };
+
+  async function open(): Promise<void> {
     try {
-      const node = await anyOf(client);
+      const one = await node;
       if (!isOpen) return;
-      const isOneOfMany = node !== client;
-      ear = node.duplicate!({
+      ear = one.duplicate!({
         RESP: 2,
         // What version 6 has only with the new protocol.
         clientSideCache: undefined,
         maintNotifications: "disabled",
         socket: {
-          ...node.options?.socket,
+          ...one.options?.socket,
           reconnectStrategy: (times: number) =>
             isOneOfMany && times > 2
               ? new Error("The node is gone")
@@ -280,20 +298,15 @@ function listen(
       await ear.connect();
     } catch (reason) {
       if (!isOpen) return;
-      if (client.masters === undefined) listener.onFail(reason);
-      else again();
+      if (isOneOfMany) gone();
+      else listener.onFail(reason);
     }
   }
 
-  /** That node of a Cluster is gone: another may do as well. Told of it twice,
-   * by an event and by a rejection, we listen once. */
-  function again(): void {
-    if (isWanted) return;
-    isWanted = true;
-    later(() => {
-      isWanted = false;
-      if (isOpen) void listenAtOne();
-    });
+  /** Told of it twice, by an event and by a rejection, we tell it once. */
+  function gone(): void {
+    isOpen = false;
+    listener.onGone();
   }
 
   function listenWith(ear: Ear): void {
@@ -309,7 +322,7 @@ function listen(
     };
     // Without a listener the process would die of it; it comes back by itself.
     ear.on("error", () => {
-      if (isOpen && !ear.isOpen) again();
+      if (isOpen && !ear.isOpen) gone();
     });
     ear.on("ready", () => {
       if (!isOpen) return;
@@ -320,15 +333,6 @@ function listen(
       });
     });
   }
-}
-
-/** One of a Cluster's nodes at random: what one publishes all of them hear. */
-async function anyOf(client: Extras): Promise<Extras> {
-  const { masters } = client;
-  if (masters === undefined) return client;
-  return await client.nodeClient!(
-    masters[Math.floor(Math.random() * masters.length)],
-  );
 }
 
 function end(ear: Ear): void {

@@ -158,7 +158,7 @@ story("a lock that is renewed is kept on the way", async (scene) => {
     }
     lock.assertHeld();
     assert(lock.remainingMs > 0);
-  }, { ttl: 0.9 });
+  }, { ttl: 1.8 });
   assertEquals(losses, 0);
 });
 
