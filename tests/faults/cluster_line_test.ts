@@ -21,7 +21,10 @@ let cluster: RedisCluster;
 before(async () => void (cluster = await startCluster()));
 after(() => cluster.stop());
 
-const stories = clusterClients.map(({ name, open }) =>
+/** Who can't listen asks, and may have died: that costs the others a lease. */
+const called = clusterClients.filter(({ name }) => name !== "glide cluster");
+
+const stories = called.map(({ name, open }) =>
   [`${name}: those before one are killed in line`, async () => {
     await using it = await open(cluster.urls);
     const key = `dead:${name}`;

@@ -21,6 +21,8 @@ import type { RedisServer } from "../support/redis_server.ts";
 import { test, timersLeft } from "../support/test.ts";
 import { until } from "../support/until.ts";
 
+/** Of a primary; more than a busy machine makes it wait. */
+const DOWN_AFTER_MS = 800;
 const PATIENT: LockOptions = { ttl: 10, waitMs: 20_000, localTurns: 0 };
 
 interface Scene {
@@ -40,7 +42,7 @@ const begun = new Promise<void>((go) => begin = go);
 function story(sentence: string, fn: (scene: Scene) => Promise<void>): void {
   for (const { name, open } of sentinelClients) {
     const tell = async () => {
-      await using group = await startGroup();
+      await using group = await startGroup(DOWN_AFTER_MS);
       const clients = await Promise.all([1, 2, 3].map(() => open(group)));
       const on = clients.map(({ client }) => client);
       try {

@@ -30,6 +30,7 @@ before(async () => {
 after(() => cluster.stop());
 
 interface Scene {
+  readonly name: string;
   readonly key: string;
   readonly line: string;
   readonly fence: string;
@@ -46,7 +47,7 @@ function story(sentence: string, fn: (scene: Scene) => Promise<void>): void {
       await using there = await open(cluster.urls);
       const key = `slot:${name}:${sentence}`;
       const [line, fence] = [`{${key}}:line`, `{${key}}:fence`];
-      await fn({ key, line, fence, on: [here.client, there.client] });
+      await fn({ name, key, line, fence, on: [here.client, there.client] });
       await until("no key is left", async () => {
         for (const master of cluster.masters) {
           // Whoever has not got the slot answers MOVED.
@@ -163,7 +164,7 @@ story("a lock that is renewed is kept on the way", async (scene) => {
 });
 
 story("never two inside while the slot goes round and round", async (scene) => {
-  const { key, line, on } = scene;
+  const { name, key, line, on } = scene;
   let inside = 0;
   let done = 0;
   let isMoving = true;
@@ -175,7 +176,14 @@ story("never two inside while the slot goes round and round", async (scene) => {
         lock.assertHeld();
         inside--;
         done++;
-      }, { ...PATIENT, fencing: true, localTurns: nth < 3 ? 16 : 0 });
+      }, { ...PATIENT, fencing: true, localTurns: nth < 3 ? 16 : 0 }).catch(
+        (error) => {
+          // GLIDE gives up by itself after a quarter of a second.
+          const isItsOwn = error instanceof LockBackendError &&
+            error.reply === undefined;
+          if (!name.startsWith("glide") || !isItsOwn) throw error;
+        },
+      );
     }
   };
   const all = Promise.all([0, 1, 2, 3, 4, 5].map(work));

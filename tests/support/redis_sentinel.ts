@@ -5,9 +5,6 @@ import { until } from "./until.ts";
 /** By what the sentinel knows the two. */
 export const GROUP = "locks";
 
-/** After so long without an answer a primary counts as gone. */
-const DOWN_AFTER_MS = 500;
-
 /** A running group. */
 export interface RedisGroup extends AsyncDisposable {
   readonly primary: RedisServer;
@@ -21,8 +18,13 @@ export interface RedisGroup extends AsyncDisposable {
   promoted(): Promise<void>;
 }
 
-/** Starts one; the sentinel knows of both when this resolves. */
-export async function startGroup(): Promise<RedisGroup> {
+/**
+ * Starts one; the sentinel knows of both when this resolves.
+ *
+ * @param downAfterMs After so long without an answer the primary counts as gone:
+ * for whom that is not the story, longer than a machine may be busy.
+ */
+export async function startGroup(downAfterMs = 60_000): Promise<RedisGroup> {
   const started: RedisServer[] = [];
   const stop = async () => {
     // The sentinel first, or it would see the others fail.
@@ -55,7 +57,7 @@ export async function startGroup(): Promise<RedisGroup> {
       await startRedis({
         sentinel: [
           `sentinel monitor ${GROUP} 127.0.0.1 ${primary.port} 1`,
-          `sentinel down-after-milliseconds ${GROUP} ${DOWN_AFTER_MS}`,
+          `sentinel down-after-milliseconds ${GROUP} ${downAfterMs}`,
           `sentinel failover-timeout ${GROUP} 3000`,
         ],
       }),
