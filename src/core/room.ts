@@ -846,9 +846,9 @@ export class Room {
     const passedMs = Math.max(0, turn.at - at) * 0.99;
     const now = Math.min(asked.now + passedMs, this.#usedAt);
     const wall = asked.wall + (now - asked.now);
-    if (isOver(turn, now, this.#usedAt)) {
-      // That answer was long under way, as during a failover: this bound says
-      // little then. Asked again, the server tells what is left.
+    if (this.#usedAt - now > turn.leftMs / 2) {
+      // That answer was long under way, as during a failover: by this bound
+      // little is left, or nothing. Asked again, the server tells how much.
       return void this.#stand([party], false);
     }
     this.#takeTurn(party, turn, { now, wall });
