@@ -41,6 +41,7 @@ export {
   type LockErrorCode,
   LockLostError,
   LockNotAcquiredError,
+  LockReplicationError,
   type LossReason,
 } from "./src/core/errors.ts";
 export type {

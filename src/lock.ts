@@ -1,7 +1,7 @@
 /** The verbs: options in, a held lock out. */
 
 import { connect, type LockTarget } from "./connect.ts";
-import { acquire, acquireAll } from "./core/acquire.ts";
+import { acquire, acquireAll, confirm } from "./core/acquire.ts";
 import {
   type Backend,
   type Claim,
@@ -11,6 +11,7 @@ import {
 } from "./core/backend.ts";
 import { type Clock, moment, within } from "./core/clock.ts";
 import {
+  isPassing,
   LockBackendError,
   LockError,
   LockLostError,
@@ -50,6 +51,7 @@ import { tell } from "./core/events.ts";
  * @returns The lock, or `null` if it is taken and `throwOnFail` is `false`.
  * @throws {LockNotAcquiredError} Somebody else had it all the while.
  * @throws {LockBackendError} The server could not be asked, or failed.
+ * @throws {LockReplicationError} Fewer than `replicas` have confirmed it.
  * @throws The reason of `signal`, if that aborted.
  * @throws {TypeError | RangeError} An argument is bad; nothing was sent.
  *
@@ -144,18 +146,44 @@ function take(
       const rule = `fencing must be false on ${backend.name}, which draws none`;
       outOfRange(action, rule, true);
     }
-    if (others.length > 0) {
-      return takeSeveral(backend, [key, ...others], settings);
+    const { label, ttlMs, replicas } = settings;
+    if (replicas > 0 && backend.confirm === undefined) {
+      const rule = `replicas must be 0 on ${backend.name}, which can't ask any`;
+      outOfRange(action, rule, replicas);
     }
-    const { label, ttlMs } = settings;
+    if (others.length > 0) {
+      const taking = takeSeveral(backend, [key, ...others], settings);
+      return replicas > 0 ? confirmed(backend, taking, settings) : taking;
+    }
     const claim = { key, owner: drawOwner(label), ttlMs };
-    return attempt(backend, claim, settings, settings, (answer) => {
+    const taking = attempt(backend, claim, settings, settings, (answer) => {
       if (answer instanceof Keeper) return handle(backend, answer);
       return refused(key, answer, settings);
     });
+    return replicas > 0 ? confirmed(backend, taking, settings) : taking;
   } catch (error) {
     return Promise.reject(error);
   }
+}
+
+/** What was taken, once enough replicas have it; else it is released again. */
+async function confirmed(
+  backend: Backend,
+  taking: Promise<DistributedLock | null>,
+  { replicas, waitMs, signal }: Settings,
+): Promise<DistributedLock | null> {
+  const clock = clockOf(backend);
+  const until = clock.now() + waitMs;
+  const lock = await taking;
+  if (lock === null) return null;
+  try {
+    const leftMs = until - clock.now();
+    await confirm(backend, claimsOf(lock), replicas, leftMs, signal);
+  } catch (error) {
+    await finish(lock);
+    throw error;
+  }
+  return lock;
 }
 
 /** What the caller gets for a refusal. */
@@ -180,23 +208,29 @@ async function takeSeveral(
   const clock = clockOf(backend);
   const until = clock.now() + waitMs;
   let refusal: Refusal | undefined;
-  if (backend.tryAcquireAll !== undefined) {
+  const canAtOnce = backend.tryAcquireAll !== undefined &&
+    (backend.areTogether === undefined || backend.areTogether(keys));
+  if (canAtOnce) {
     const owner = drawOwner(label);
     const claims = keys.map((key) => ({ key, owner, ttlMs }));
     const tellers = claims.map((claim) =>
       backend.onEvent ? telling(backend, claim, same) : same
     );
     const atOnce = (terms: Terms) => acquireAll(backend, claims, terms);
-    const answer = await (waitMs === 0
-      ? atOnce(settings)
-      : withPatience(backend, keys[0], settings, waitMs, atOnce));
-    if (!("granted" in answer)) {
-      answer.forEach((keeper, i) =>
-        tellers[i](keeper)
-      );
+    let answer: Keeper[] | Refusal | undefined;
+    try {
+      answer = await (waitMs === 0
+        ? atOnce(settings)
+        : withPatience(backend, keys[0], settings, waitMs, atOnce));
+    } catch (error) {
+      // One after the other, each is waited for until the server is ready.
+      if (waitMs === 0 || !isPassing(error)) throw error;
+    }
+    if (Array.isArray(answer)) {
+      answer.forEach((keeper, i) => tellers[i](keeper));
       return handle(backend, answer[0], answer.slice(1));
     }
-    if (waitMs === 0) {
+    if (answer !== undefined && waitMs === 0) {
       tellers[0](answer);
       return refused(keys[0], answer, settings);
     }
@@ -443,6 +477,8 @@ export interface LockJSON {
  * before this. A release that fails is tried again in the background.
  */
 let finish: (lock: DistributedLock) => Promise<LockLostError | undefined>;
+/** What a lock was granted: one claim for each key. */
+let claimsOf: (lock: DistributedLock) => readonly Claim[];
 
 /**
  * One lock: held once {@linkcode acquireLock} hands it out, then released or
@@ -466,6 +502,7 @@ let finish: (lock: DistributedLock) => Promise<LockLostError | undefined>;
 export class DistributedLock implements AsyncDisposable {
   static {
     finish = (lock) => lock.#finish();
+    claimsOf = (lock) => [lock, ...lock.#others].map((one) => one.#claim);
   }
 
   readonly #backend: Backend;

@@ -24,7 +24,7 @@ import {
   type Wish,
 } from "../core/backend.ts";
 import { afterwards, systemClock } from "../core/clock.ts";
-import { LockBackendError } from "../core/errors.ts";
+import { isPassing, LockBackendError } from "../core/errors.ts";
 import type { LockEvent } from "../core/events.ts";
 import { Inbox } from "./inbox.ts";
 import {
@@ -41,6 +41,7 @@ import {
   refusal,
   RELEASE,
   RELEASE_ALL,
+  RELEASE_ALONE,
   RELEASE_PLAIN,
   RELEASE_TELLING,
   REMIND,
@@ -66,6 +67,9 @@ const CLEAN_UP_LAST_MS = 200;
 /** How long to listen on when nobody waits over a quorum any more. */
 const IDLE_MS = 1_000;
 
+/** For how long to try again to release, where the server isn't ready for it. */
+const RELEASE_MS = 1_000;
+
 /**
  * How long after somebody else was called to remind them, unless the lock was
  * passed on again: the call may have got lost.
@@ -79,6 +83,12 @@ const REMIND_MS = 150;
 const TEST_MS = 1_000;
 const MOST_MISSED = 2;
 
+/**
+ * For how long one WAIT may wait: on a connection that others use as well, they
+ * wait along.
+ */
+const WAIT_MS = 20;
+
 /** Locks on the server behind `port`. */
 export class RedisBackend implements Backend {
   readonly name = "redis";
@@ -91,8 +101,12 @@ export class RedisBackend implements Backend {
   readonly findLine: Backend["findLine"];
   /** Told to those who wait over a quorum, where the server runs scripts. */
   readonly notices: RedisNotices | undefined;
-  /** Not in a Cluster, where one script may touch one slot only. */
+  /** Where the client can send WAIT along. */
+  readonly confirm: Backend["confirm"];
   readonly tryAcquireAll: Backend["tryAcquireAll"];
+  /** In a Cluster, where one script may touch one slot only. */
+  readonly areTogether: Backend["areTogether"];
+  /** Not in a Cluster, for the same reason. */
   readonly releaseAll: Backend["releaseAll"];
   readonly #port: Port;
   #isServer: Promise<Line | undefined> | undefined;
@@ -103,6 +117,8 @@ export class RedisBackend implements Backend {
     this.#port = port;
     this.onEvent = options.onEvent;
     this.scan = port.scan && ((pattern) => this.#scan(pattern));
+    this.confirm = port.evalAndWait &&
+      ((claims, replicas) => this.#confirm(claims, replicas));
     if (port.get === undefined) {
       this.line = this.#newLine();
       this.notices = new RedisNotices(port, {
@@ -110,10 +126,17 @@ export class RedisBackend implements Backend {
         verdictOn: (hold) => this.#verdictOn(hold),
       });
     } else this.findLine = () => this.#isServer ??= this.#find();
-    if (port.get === undefined && !port.isCluster) {
+    if (port.get === undefined) {
       this.tryAcquireAll = (claims, isFenced) =>
         this.#tryAcquireAll(claims, isFenced);
-      this.releaseAll = (holds) => this.#releaseAll(holds);
+      if (!port.isCluster) {
+        this.releaseAll = (holds) => this.#releaseAll(holds);
+      }
+    }
+    if (port.isCluster) {
+      // By the tag, and not by the slot: the client may put a prefix before it.
+      this.areTogether = ([first, ...others]) =>
+        others.every((key) => tagOf(key) === tagOf(first));
     }
   }
 
@@ -145,8 +168,9 @@ export class RedisBackend implements Backend {
     const port = this.#port;
     // An owner that tries again wants to hold what was to be cleaned away.
     if (this.#cleaning.size > 0) this.#cleaning.get(owner + key)?.();
+    const connection = port.connection?.();
     const failed = (cause: unknown): never => {
-      throw this.#acquireFailure(claim, cause);
+      throw this.#acquireFailure(claim, cause, connection);
     };
     let reply: Promise<unknown>;
     try {
@@ -155,7 +179,7 @@ export class RedisBackend implements Backend {
         : port.setIfAbsent(key, owner, "PX", ttlMs);
     } catch (cause) {
       // Somebody's wrapper may throw where a client rejects.
-      return Promise.reject(this.#acquireFailure(claim, cause));
+      return Promise.reject(this.#acquireFailure(claim, cause, connection));
     }
     return reply.then((reply) => {
       // As text: a client may be told to give bytes.
@@ -191,10 +215,11 @@ export class RedisBackend implements Backend {
   async #attempt<T>(claim: Claim, ask: () => Promise<T>): Promise<T> {
     const { key, owner } = claim;
     if (this.#cleaning.size > 0) this.#cleaning.get(owner + key)?.();
+    const connection = this.#port.connection?.();
     try {
       return await ask();
     } catch (cause) {
-      throw this.#acquireFailure(claim, cause);
+      throw this.#acquireFailure(claim, cause, connection);
     }
   }
 
@@ -216,6 +241,7 @@ export class RedisBackend implements Backend {
     isFenced: boolean,
   ): Promise<readonly Grant[] | Refusal> {
     const tokens = isFenced ? 1 : 0;
+    const connection = this.#port.connection?.();
     try {
       return await run(
         this.#port,
@@ -225,17 +251,21 @@ export class RedisBackend implements Backend {
       );
     } catch (cause) {
       const error = failure("acquire", claims[0].key, cause);
-      if (error.reply === undefined) {
+      if (mayBeDone(this.#port, error, connection)) {
         for (const claim of claims) this.discard(claim);
       }
       throw error;
     }
   }
 
-  #acquireFailure(claim: Claim, cause: unknown): LockBackendError {
+  #acquireFailure(
+    claim: Claim,
+    cause: unknown,
+    connection: unknown,
+  ): LockBackendError {
     const error = failure("acquire", claim.key, cause);
-    // No word from the server: it may have the key written down as ours.
-    if (error.reply === undefined) this.discard(claim);
+    // It may have the key written down as ours.
+    if (mayBeDone(this.#port, error, connection)) this.discard(claim);
     return error;
   }
 
@@ -272,12 +302,56 @@ export class RedisBackend implements Backend {
     }
   }
 
+  async #confirm(
+    claims: readonly Claim[],
+    replicas: number,
+  ): Promise<number | Exclude<Verdict, "done">> {
+    if (claims.length > 1 && this.#port.isCluster) {
+      let fewest = Infinity;
+      for (const claim of claims) {
+        const answer = await this.#confirm([claim], replicas);
+        if (typeof answer !== "number") return answer;
+        fewest = Math.min(fewest, answer);
+      }
+      return fewest;
+    }
+    const { lua, decode } = EXTEND;
+    try {
+      const [extended, confirmed] = await this.#port.evalAndWait!(
+        lua,
+        claims.map(({ key }) => key),
+        claims.flatMap(({ owner, ttlMs }) => [owner, String(ttlMs)]),
+        replicas,
+        WAIT_MS,
+      );
+      for (const verdict of decode(extended)) {
+        if (verdict !== "done") return verdict;
+      }
+      return Number(confirmed);
+    } catch (cause) {
+      const error = failure("replicate", claims[0].key, cause);
+      // A chain is not redirected: a command by itself is, and all after it.
+      if (isPassing(error)) await this.extend(claims);
+      throw error;
+    }
+  }
+
   // By then() rather than await, as above.
   release(hold: Hold): Promise<Verdict> {
     const { key, owner } = hold;
-    return this.#release(key, owner, this.#verdictOn(hold), (cause) => {
-      throw failure("release", key, cause);
-    });
+    const verdictOn = this.#verdictOn(hold);
+    const again = () =>
+      this.#release(key, owner, verdictOn, (cause) => {
+        throw failure("release", key, cause);
+      });
+    return this.#release(
+      key,
+      owner,
+      verdictOn,
+      (cause) =>
+        insist(failure("release", key, cause), again)
+          .catch((error) => releaseAlone(this.#port, hold, error)),
+    );
   }
 
   #releaseAll(holds: readonly Hold[]): readonly Promise<Verdict>[] {
@@ -290,7 +364,9 @@ export class RedisBackend implements Backend {
     return holds.map((hold, i) => {
       const verdictOn = this.#verdictOn(hold);
       return verdicts.then((all) => verdictOn(all[i]), (cause) => {
-        throw failure("release", hold.key, cause);
+        const error = failure("release", hold.key, cause);
+        if (isPassing(error)) return this.release(hold);
+        throw error;
       });
     });
   }
@@ -314,7 +390,7 @@ export class RedisBackend implements Backend {
     key: string,
     owner: string,
     then: (verdict: Verdict | "wanted") => T | Promise<T>,
-    fail: (cause: unknown) => never,
+    fail: (cause: unknown) => T | Promise<T>,
   ): Promise<T> {
     const line = companion(key, "line");
     const port = this.#port;
@@ -484,7 +560,7 @@ class RedisLine implements Line {
 
   async stand(
     wishes: readonly Wish[],
-    isPassing: boolean = false,
+    isInPassing: boolean = false,
   ): Promise<readonly (Turn | Place | LockBackendError)[]> {
     if (this.#port.isCluster && wishes.some(isOther)) {
       // One script may touch one slot only.
@@ -496,11 +572,12 @@ class RedisLine implements Line {
       }
       const answers = new Map<Wish, Turn | Place | LockBackendError>();
       await Promise.all([...groups.values()].map(async (group) => {
-        const all = await this.stand(group, isPassing);
+        const all = await this.stand(group, isInPassing);
         for (const [i, wish] of group.entries()) answers.set(wish, all[i]);
       }));
       return wishes.map((wish) => answers.get(wish)!);
     }
+    const connection = this.#port.connection?.();
     const keys: string[] = [];
     // Whoever waits for long tries now and then whether it can be called: a
     // connection that nobody speaks on may be dead, and neither end know it.
@@ -509,7 +586,7 @@ class RedisLine implements Line {
     const isTest = now - this.#testedAt >= TEST_MS &&
       wishes.some(({ ticket }) => ticket !== undefined);
     if (isTest) this.#testedAt = now;
-    const args = [isPassing ? "1" : "", isTest && inbox || ""];
+    const args = [isInPassing ? "1" : "", isTest && inbox || ""];
     for (const wish of wishes) {
       keys.push(...keysOf(wish.key));
       args.push(memberOf(wish), String(wish.ticket ?? ""));
@@ -523,7 +600,14 @@ class RedisLine implements Line {
           : answer
       );
     } catch (cause) {
-      return wishes.map(({ key }) => failure("wait for", key, cause));
+      return wishes.map((wish) => {
+        const error = failure("wait for", wish.key, cause);
+        // By this name it will not be asked for again.
+        if (isInPassing && mayBeDone(this.#port, error, connection)) {
+          this.leave(wish);
+        }
+        return error;
+      });
     }
   }
 
@@ -698,25 +782,93 @@ function handOver(
   const connection = port.connection?.();
   const wanted = next === undefined ? "" : memberOf(next);
   const args = [owner, line?.inbox ?? "", wanted, ""] as const;
-  return runThen(port, HAND_OVER, keysOf(key), args, (answer): HandOver => {
-    const { verdict, called, calledOut } = answer;
-    if (calledOut !== undefined) line?.remindLater(key, calledOut);
-    if (verdict !== "done" && connection !== port.connection?.()) {
-      // The first sending may have freed it: this answers the second.
-      return { verdict: "unclear" };
-    }
-    return called !== undefined && called.owner === next?.owner
-      ? { verdict, next: called.turn }
-      : answer;
-  }, (cause) => {
-    throw failure("release", key, cause);
-  });
+  const attempt = (fail: (cause: unknown) => HandOver | Promise<HandOver>) =>
+    runThen(port, HAND_OVER, keysOf(key), args, (answer): HandOver => {
+      const { verdict, called, calledOut } = answer;
+      if (calledOut !== undefined) line?.remindLater(key, calledOut);
+      if (verdict !== "done" && connection !== port.connection?.()) {
+        // The first sending may have freed it: this answers the second.
+        return { verdict: "unclear" };
+      }
+      return called !== undefined && called.owner === next?.owner
+        ? { verdict, next: called.turn }
+        : answer;
+    }, fail);
+  return attempt((cause) =>
+    insist(failure("release", key, cause), () =>
+      attempt((cause) => {
+        throw failure("release", key, cause);
+      })).catch(async (error) => ({
+        verdict: await releaseAlone(port, hold, error),
+      }))
+  );
 }
 
 /** Whether it is for another key than the first of them. */
 function isOther({ key }: Wish, _: number, all: readonly Wish[]): boolean {
   return key !== all[0].key;
 }
+
+/** Releases after `error` as long as the server isn't ready for it: for a while,
+ * as somebody waits for the answer. */
+async function insist<T>(
+  error: LockBackendError,
+  release: () => Promise<T>,
+): Promise<T> {
+  const clock = systemClock;
+  const until = clock.now() + RELEASE_MS;
+  let pauseMs = CLEAN_UP_FIRST_MS;
+  while (isPassing(error) && clock.now() < until) {
+    await new Promise<void>((go) => clock.setTimer(go, pauseMs, true));
+    pauseMs = Math.min(pauseMs * 2, CLEAN_UP_LAST_MS);
+    try {
+      return await release();
+    } catch (again) {
+      error = again as LockBackendError;
+    }
+  }
+  throw error;
+}
+
+/**
+ * A slot of a Cluster that is between two masters refuses scripts of several
+ * keys, and where somebody has left it so, for good. Then the lock is freed
+ * without a look at its line: who stands there asks, as after any failure.
+ *
+ * @throws {LockBackendError} `error`, where it is about anything else.
+ */
+async function releaseAlone(
+  port: Port,
+  { key, owner }: Hold,
+  error: LockBackendError,
+): Promise<Verdict> {
+  // ioredis tells what it has met last on its way between the two.
+  if (!/^(TRYAGAIN|MOVED|ASK)$/.test(error.reply ?? "")) throw error;
+  try {
+    return await run(port, RELEASE_ALONE, [key], [owner]);
+  } catch (cause) {
+    throw failure("release", key, cause);
+  }
+}
+
+/**
+ * Whether what was asked may be done all the same: there is no word from the
+ * server, or maybe one about the second sending only.
+ */
+function mayBeDone(
+  port: Port,
+  { reply, cause }: LockBackendError,
+  connection: unknown,
+): boolean {
+  return reply === undefined || connection !== port.connection?.() ||
+    REDIRECTED.test(String(cause));
+}
+
+/** How the Cluster of ioredis puts it when it has tried often enough. */
+const REDIRECTED = /Too many Cluster redirections\. Last error: \w*Error: /;
+
+/** How a server before version 7 puts what a command in a script met with. */
+const IN_SCRIPT = /^ERR Error running script .*?: -/;
 
 /** A wish as it stands in line: see `handOver` in scripts.ts. */
 function memberOf({ ttlMs, tokens, owner }: Wish): string {
@@ -754,7 +906,8 @@ function isCompanion(key: string): boolean {
 /** The server's own error word, if that is what `cause` is: it leads the text. */
 function replyOf(cause: unknown): string | undefined {
   if (!(cause instanceof Error) || "errno" in cause) return undefined;
-  return /^([A-Z]{2,}[A-Z0-9]*) /.exec(cause.message)?.[1];
+  const text = cause.message.replace(REDIRECTED, "").replace(IN_SCRIPT, "");
+  return /^([A-Z]{2,}[A-Z0-9]*) /.exec(text)?.[1];
 }
 
 /** What is told of a client's or server's failure, without repeating its text. */

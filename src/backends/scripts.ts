@@ -109,6 +109,17 @@ return verdicts`,
   decode: (reply) => (reply as unknown[]).map(FREE.decode),
 });
 
+/** Deletes the lock if `owner` still has it, whoever stands in line: by its key
+ * alone, as one may always ask a Cluster for a single one. */
+export const RELEASE_ALONE = define({
+  keys: ["lock"],
+  args: ["owner"],
+  lua: `local now = redis.call("GET", lock)
+if now ~= owner then return now and -1 or 0 end
+return redis.call("DEL", lock)`,
+  decode: toVerdict,
+});
+
 /** Makes each lock last its ttl from now if its owner still has it: of any
  * number of keys, with an owner and a ttl in milliseconds for each. One that is
  * no lock any more is another's, and no reason to leave the rest alone. */
@@ -203,11 +214,12 @@ export const LINE_MS = 10_000;
  * turn on dies on the way. `queue` puts it in line, behind all others even if
  * the clock was set back, or where it stood before: its ticket. `handOver`
  * gives the lock to the first in line who can be called: PUBLISH says how many
- * heard it, on a single server, and one whom nobody heard for is gone, or comes
- * back with its ticket. In a Cluster it counts those at one node only: whose
- * inbox ends with a star is taken to have heard. To one who can't be called, or
- * whom we may not call, the lock is given in silence. Whoever was called out
- * there comes with a plus in place of the lease.
+ * heard it, and one whom nobody heard for is gone, or comes back with its
+ * ticket. In a Cluster it counts those at one node only, and the others hear it
+ * all the same: whose inbox ends with a star listens at each master, and is
+ * called only where somebody is there. To one who can't be called, or whom we
+ * may not call, the lock is given in silence. Whoever was called out there comes
+ * with a plus in place of the lease.
  */
 const LINE = `local time = redis.call("TIME")
 local now, at = time[1] * 1000000 + time[2], time[1] .. " " .. time[2]
@@ -252,10 +264,13 @@ local function handOver(lock, line, fence, mine)
     if inbox == mine and inbox then return owner, lease, token end
     if not inbox then return end
     local turn = lease .. " " .. at .. " " .. token .. " " .. owner
-    local call = "turn " .. turn
-    local heard = redis.pcall("PUBLISH", "lock:inbox:" .. inbox, call)
+    local channel, heard = "lock:inbox:" .. inbox, 1
+    if string.sub(inbox, -1) == "*" then
+      heard = redis.pcall("PUBSUB", "NUMSUB", channel)[2] or 1
+    end
+    if heard > 0 then heard = redis.pcall("PUBLISH", channel, "turn " .. turn) end
     if type(heard) == "table" then return end
-    if heard > 0 or string.sub(inbox, -1) == "*" then return owner, "+", "-" end
+    if heard > 0 then return owner, "+", "-" end
   end
 end
 `;
@@ -611,7 +626,7 @@ export function runThen<
   keys: Values<Keys>,
   args: Values<Args>,
   then: (result: Result) => Then | Promise<Then>,
-  fail: (cause: unknown) => never,
+  fail: (cause: unknown) => Then | Promise<Then>,
 ): Promise<Then> {
   const decoded = (reply: unknown) => then(script.decode(reply));
   if (port.evalSha === undefined) {

@@ -2,7 +2,9 @@
 
 import {
   FLUSHED,
+  listenAtAll,
   type Listener,
+  type NodeListener,
   type Port,
   SCAN_COUNT,
   tracking,
@@ -27,8 +29,11 @@ interface Commands {
   readonly status?: string;
   readonly stream?: Stream;
   readonly isCluster?: boolean;
-  readonly options?: { keyPrefix?: string };
+  readonly options?: { keyPrefix?: string; host?: string; port?: number };
   nodes?(role: "master"): Commands[];
+  pipeline(
+    commands: (string | number)[][],
+  ): { exec(): Promise<[error: Error | null, reply: unknown][] | null> };
   call(command: string, ...args: string[]): Promise<unknown>;
   duplicate(overrides: object): Commands;
   connect(): Promise<void>;
@@ -64,6 +69,18 @@ export function ioredis(ioredisClient: IoredisClient): Port {
     evalSha(sha, keys, args) {
       gather();
       return client.evalsha(sha, keys.length, ...keys, ...args);
+    },
+    async evalAndWait(lua, keys, args, replicas, ms) {
+      // What is left of a pipeline is not sent again after a cut.
+      const replies = await client.pipeline([
+        ["eval", lua, keys.length, ...keys, ...args],
+        ["wait", replicas, ms],
+      ]).exec();
+      const [evaluated, waited] = replies!.map(([error, reply]) => {
+        if (error !== null) throw error;
+        return reply;
+      });
+      return [evaluated, waited];
     },
     // A new socket for each reconnect. A cluster has many and shows none.
     connection: () => client.stream,
@@ -118,24 +135,21 @@ function gatherer(client: Commands): () => void {
   };
 }
 
-/** One of a Cluster's nodes at random: what one publishes all of them hear. */
-function anyOf(client: Commands): Commands {
-  if (!client.isCluster) return client;
-  const nodes = client.nodes!("master");
-  return nodes[Math.floor(Math.random() * nodes.length)];
-}
-
 function listen(
   client: Commands,
   channel: string,
   listener: Listener,
 ): () => void {
-  let isOpen = true;
-  let ear = listenAt(anyOf(client));
+  const hangUp = client.isCluster
+    ? listenAtAll(
+      () => client.nodes!("master").map((node) => [addressOf(node), node]),
+      (node, listener) => listenAt(node, channel, listener, true),
+      listener,
+    )
+    : listenAt(client, channel, { ...listener, onGone() {} }, false);
   const close = () => {
-    isOpen = false;
     client.off("end", closed);
-    ear.disconnect();
+    hangUp();
   };
   const closed = () => {
     close();
@@ -143,41 +157,47 @@ function listen(
   };
   client.on("end", closed);
   return close;
+}
 
-  function listenAt(node: Commands): Commands {
-    const ear = earAt(node, client.isCluster ?? false);
-    const subscribe = async () => {
-      try {
-        const id = await ear.call("CLIENT", "ID");
-        await ear.call("CLIENT", ...tracking(id));
-      } catch {
-        // Forbidden, or unknown there: then we learn of it a second later.
-      }
-      await ear.subscribe(channel);
-    };
-    ear.on("ready", () => {
-      subscribe().then(() => listener.onReady(), (reason) => {
-        // Cut off meanwhile, it will be ready again.
-        if (ear.status === "ready") listener.onFail(reason);
-      });
-    });
-    ear.on("message", (from, message) => {
-      if (from === channel) listener.onMessage(message);
-      else if (from === FLUSHED) listener.onReady();
-    });
-    ear.on("end", () => {
-      if (isOpen) again();
-    });
-    ear.connect().catch(() => {});
-    return ear;
-  }
+function addressOf({ options }: Commands): string {
+  return `${options?.host}:${options?.port}`;
+}
 
-  /** That node of a Cluster is gone: another may do as well. */
-  function again(): void {
-    const node = anyOf(client);
-    if (node !== undefined) ear = listenAt(node);
-    else listener.onFail(new Error("No node of the Cluster is known"));
-  }
+function listenAt(
+  node: Commands,
+  channel: string,
+  listener: NodeListener,
+  isOneOfMany: boolean,
+): () => void {
+  const ear = earAt(node, isOneOfMany);
+  let isOpen = true;
+  const subscribe = async () => {
+    try {
+      const id = await ear.call("CLIENT", "ID");
+      await ear.call("CLIENT", ...tracking(id));
+    } catch {
+      // Forbidden, or unknown there: then we learn of it a second later.
+    }
+    await ear.subscribe(channel);
+  };
+  ear.on("ready", () => {
+    subscribe().then(() => listener.onReady(), (reason) => {
+      // Cut off meanwhile, it will be ready again.
+      if (ear.status === "ready") listener.onFail(reason);
+    });
+  });
+  ear.on("message", (from, message) => {
+    if (from === channel) listener.onMessage(message);
+    else if (from === FLUSHED) listener.onReady();
+  });
+  ear.on("end", () => {
+    if (isOpen) listener.onGone();
+  });
+  ear.connect().catch(() => {});
+  return () => {
+    isOpen = false;
+    ear.disconnect();
+  };
 }
 
 /** A connection of its own, like that of `node`, which keeps no process alive. */

@@ -1,13 +1,15 @@
 /**
- * node-redis 4, 5 and 6: clients, pools and clusters.
+ * node-redis 4, 5 and 6: clients, pools, clusters and sentinels.
  *
  * By its typed commands rather than `sendCommand`: they alone are the same for
- * all three kinds, and they apply the client's own key prefix.
+ * all kinds, and they apply the client's own key prefix.
  */
 
 import {
   FLUSHED,
+  listenAtAll,
   type Listener,
+  type NodeListener,
   type Port,
   SCAN_COUNT,
   tracking,
@@ -43,12 +45,34 @@ interface Extras {
     cursor: string,
     options: { MATCH: string; COUNT: number; TYPE: string },
   ): Promise<{ cursor: string | number; keys: string[] }>;
-  readonly masters?: readonly unknown[];
+  /** A chain of commands, which all go by one connection or not at all. */
+  multi(): {
+    eval(script: string, options: NodeRedisEval): {
+      wait(replicas: number, ms: number): {
+        execAsPipeline(): Promise<unknown[]>;
+      };
+    };
+  };
+  readonly masters?: readonly { readonly address: string }[];
   readonly options?: { socket?: object };
   duplicate?(overrides: object): Ear;
   on(event: string, listener: () => void): unknown;
   off(event: string, listener: () => void): unknown;
   nodeClient?(node: unknown): Extras | Promise<Extras>;
+}
+
+/** What only a sentinel has: it speaks to whichever server is the primary. */
+interface Sentinel extends Extras {
+  getMasterNode(): unknown;
+  sendCommand(isReadonly: boolean, words: string[]): Promise<unknown>;
+  subscribe(
+    channel: string,
+    listener: (message: string) => void,
+  ): Promise<unknown>;
+  unsubscribe(
+    channel: string,
+    listener: (message: string) => void,
+  ): Promise<unknown>;
 }
 
 /** A connection that listens. */
@@ -73,6 +97,11 @@ const BACK_AFTER_MS = 50;
 /** Speaks through a node-redis client. */
 export function nodeRedis(client: NodeRedisClient): Port {
   const extras = client as unknown as Extras;
+  const port = portOf(client, extras);
+  return isSentinel(extras) ? { ...port, ...bySentinel(extras) } : port;
+}
+
+function portOf(client: NodeRedisClient, extras: Extras): Port {
   return {
     setIfAbsent: (key, value, unit, amount) =>
       client.set(
@@ -84,6 +113,15 @@ export function nodeRedis(client: NodeRedisClient): Port {
       client.eval(lua, { keys: [...keys], arguments: [...args] }),
     evalSha: (sha, keys, args) =>
       client.evalSha(sha, { keys: [...keys], arguments: [...args] }),
+    async evalAndWait(lua, keys, args, replicas, ms) {
+      const options = { keys: [...keys], arguments: [...args] };
+      const chain = extras.multi().eval(lua, options).wait(replicas, ms);
+      const [evaluated, waited] = await chain.execAsPipeline();
+      for (const reply of [evaluated, waited]) {
+        if (reply instanceof Error) throw reply;
+      }
+      return [evaluated, waited];
+    },
     isClosed: () => !client.isOpen,
     isCluster: extras.masters !== undefined,
     // Pools can't be duplicated.
@@ -107,40 +145,151 @@ export function nodeRedis(client: NodeRedisClient): Port {
   };
 }
 
+function isSentinel(client: Extras): client is Sentinel {
+  return typeof (client as Partial<Sentinel>).getMasterNode === "function";
+}
+
+/** How often each sentinel has lost its connection or found another primary. */
+const breaks = new WeakMap<Sentinel, { count: number }>();
+
+/** What is otherwise with a sentinel. */
+function bySentinel(client: Sentinel): Partial<Port> {
+  return {
+    // After a cut it sends again by itself, and shows no connection.
+    connection() {
+      let seen = breaks.get(client);
+      if (seen === undefined) {
+        const counted = seen = { count: 0 };
+        breaks.set(client, counted);
+        const onBreak = () => void counted.count++;
+        client.on("client-error", onBreak);
+        client.on("topology-change", onBreak);
+      }
+      return seen.count;
+    },
+    listen: (channel, listener) => listenBySentinel(client, channel, listener),
+    async *scan(pattern) {
+      let cursor = "0";
+      do {
+        // As a command of its own it would go from one replica to the next.
+        const reply = await client.sendCommand(false, [
+          ...["SCAN", cursor, "MATCH", pattern],
+          ...["COUNT", String(SCAN_COUNT), "TYPE", "string"],
+        ]);
+        const [next, keys] = reply as [unknown, unknown[]];
+        yield keys.map(String);
+        cursor = String(next);
+      } while (cursor !== "0");
+    },
+  };
+}
+
+/**
+ * By the connection for messages that it keeps itself: it can't be told to make
+ * one to the primary only. It takes that along to the next primary, but forgets
+ * what was subscribed where it is cut off on the way: so we subscribe again,
+ * which costs nothing where it has not.
+ */
+function listenBySentinel(
+  client: Sentinel,
+  channel: string,
+  listener: Listener,
+): () => void {
+  let isOpen = true;
+  const onMessage = (message: string) => listener.onMessage(message);
+  const close = () => {
+    if (!isOpen) return;
+    isOpen = false;
+    client.off("topology-change", subscribe);
+    client.off("end", closed);
+    if ((client as unknown as NodeRedisClient).isOpen) {
+      client.unsubscribe(channel, onMessage).catch(() => {});
+    }
+  };
+  const closed = () => {
+    close();
+    listener.onClosed();
+  };
+  client.on("topology-change", subscribe);
+  client.on("end", closed);
+  void subscribe();
+  return close;
+
+  async function subscribe(): Promise<void> {
+    try {
+      // We are told of a change before it is there; commands wait until then.
+      await client.sendCommand(false, ["PING"]);
+      if (!isOpen) return;
+      await client.subscribe(channel, onMessage);
+      if (isOpen) listener.onReady();
+    } catch (reason) {
+      if (!isOpen) return;
+      if (/^[A-Z]+ /.test((reason as Error).message)) listener.onFail(reason);
+      else later(subscribe);
+    }
+  }
+}
+
+/** Calls `callback` a little later, and keeps no process alive for it. */
+function later(callback: () => void): void {
+  const timer = setTimeout(callback, BACK_AFTER_MS);
+  // Deno's types speak of a number; all three runtimes give an object.
+  (timer as { unref?(): void }).unref?.();
+}
+
 function listen(
   client: Extras,
   channel: string,
   listener: Listener,
 ): () => void {
-  let isOpen = true;
-  let ear: Ear | undefined;
-  let isWanted = false;
+  const hangUp = client.masters === undefined
+    ? listenAt(client, channel, { ...listener, onGone() {} }, false)
+    : listenAtAll(
+      () =>
+        (client as unknown as NodeRedisClient).isOpen
+          ? client.masters!.map((node) => [node.address, node])
+          : undefined,
+      (node, listener) =>
+        listenAt(client.nodeClient!(node), channel, listener, true),
+      listener,
+    );
   const close = () => {
-    if (!isOpen) return;
-    isOpen = false;
     client.off("end", closed);
-    if (ear?.isOpen) end(ear);
+    hangUp();
   };
   const closed = () => {
     close();
     listener.onClosed();
   };
   client.on("end", closed);
-  void listenAtOne();
   return close;
+}
 
-  async function listenAtOne(): Promise<void> {
+function listenAt(
+  node: Extras | Promise<Extras>,
+  channel: string,
+  listener: NodeListener,
+  isOneOfMany: boolean,
+): () => void {
+  let isOpen = true;
+  let ear: Ear | undefined;
+  void open();
+  return () => {
+    isOpen = false;
+    if (ear?.isOpen) end(ear);
+  };
+
+  async function open(): Promise<void> {
     try {
-      const node = await anyOf(client);
+      const one = await node;
       if (!isOpen) return;
-      const isOneOfMany = node !== client;
-      ear = node.duplicate!({
+      ear = one.duplicate!({
         RESP: 2,
         // What version 6 has only with the new protocol.
         clientSideCache: undefined,
         maintNotifications: "disabled",
         socket: {
-          ...node.options?.socket,
+          ...one.options?.socket,
           reconnectStrategy: (times: number) =>
             isOneOfMany && times > 2
               ? new Error("The node is gone")
@@ -152,22 +301,15 @@ function listen(
       await ear.connect();
     } catch (reason) {
       if (!isOpen) return;
-      if (client.masters === undefined) listener.onFail(reason);
-      else again();
+      if (isOneOfMany) gone();
+      else listener.onFail(reason);
     }
   }
 
-  /** That node of a Cluster is gone: another may do as well. Told of it twice,
-   * by an event and by a rejection, we listen once. */
-  function again(): void {
-    if (isWanted) return;
-    isWanted = true;
-    const timer = setTimeout(() => {
-      isWanted = false;
-      if (isOpen) void listenAtOne();
-    }, BACK_AFTER_MS);
-    // Deno's types speak of a number; all three runtimes give an object.
-    (timer as { unref?(): void }).unref?.();
+  /** Told of it twice, by an event and by a rejection, we tell it once. */
+  function gone(): void {
+    isOpen = false;
+    listener.onGone();
   }
 
   function listenWith(ear: Ear): void {
@@ -183,7 +325,7 @@ function listen(
     };
     // Without a listener the process would die of it; it comes back by itself.
     ear.on("error", () => {
-      if (isOpen && !ear.isOpen) again();
+      if (isOpen && !ear.isOpen) gone();
     });
     ear.on("ready", () => {
       if (!isOpen) return;
@@ -194,15 +336,6 @@ function listen(
       });
     });
   }
-}
-
-/** One of a Cluster's nodes at random: what one publishes all of them hear. */
-async function anyOf(client: Extras): Promise<Extras> {
-  const { masters } = client;
-  if (masters === undefined) return client;
-  return await client.nodeClient!(
-    masters[Math.floor(Math.random() * masters.length)],
-  );
 }
 
 function end(ear: Ear): void {

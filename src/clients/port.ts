@@ -32,6 +32,86 @@ export function tracking(id: unknown): string[] {
   return ["TRACKING", "ON", "REDIRECT", String(id), "BCAST", "PREFIX", prefix];
 }
 
+/** Who listens at one of several nodes. */
+export interface NodeListener extends Listener {
+  /** The connection is gone, and does not come back by itself. */
+  onGone(): void;
+}
+
+/** How often to look which nodes there are, and how soon again where none is. */
+const LOOK_MS = 1_000;
+const LOOK_SOON_MS = 50;
+
+/**
+ * Listens at each master of a Cluster. One would hear all, but the script that
+ * calls runs at the master of the key, and sees only who listens there.
+ *
+ * @param masters The present ones, by address; `undefined` once the client was
+ * closed, which not every client tells of.
+ * @param listenAt Listens at one of them; gives a function that closes it.
+ * @returns A function that closes all.
+ */
+export function listenAtAll<Node>(
+  masters: () =>
+    | readonly (readonly [address: string, node: Node])[]
+    | undefined,
+  listenAt: (node: Node, listener: NodeListener) => () => void,
+  listener: Listener,
+): () => void {
+  const ears = new Map<string, () => void>();
+  /** Those of which it is not known yet whether they will hear. */
+  const opening = new Set<string>();
+  let isOpen = true;
+  let isFirst = true;
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const settled = (address: string) => {
+    opening.delete(address);
+    if (isOpen && opening.size === 0 && ears.size > 0) listener.onReady();
+  };
+  const drop = (address: string) => {
+    ears.get(address)?.();
+    ears.delete(address);
+    settled(address);
+  };
+  const look = () => {
+    const found = masters();
+    if (found === undefined) {
+      close();
+      return listener.onClosed();
+    }
+    const present = new Map(found);
+    for (const address of ears.keys()) {
+      if (!present.has(address)) drop(address);
+    }
+    for (const [address, node] of present) {
+      if (ears.has(address)) continue;
+      if (isFirst) opening.add(address);
+      const ear = listenAt(node, {
+        onMessage: listener.onMessage,
+        onReady: () => settled(address),
+        onFail: (reason) => isOpen && listener.onFail(reason),
+        onClosed: listener.onClosed,
+        // Looked for again in a while, if it is still a master then.
+        onGone: () => drop(address),
+      });
+      if (isOpen) ears.set(address, ear);
+    }
+    if (!isOpen) return;
+    isFirst &&= ears.size === 0;
+    timer = setTimeout(look, ears.size > 0 ? LOOK_MS : LOOK_SOON_MS);
+    // Deno's types speak of a number; all three runtimes give an object.
+    (timer as { unref?(): void }).unref?.();
+  };
+  const close = () => {
+    isOpen = false;
+    clearTimeout(timer);
+    for (const hangUp of ears.values()) hangUp();
+    ears.clear();
+  };
+  look();
+  return close;
+}
+
 /** One client, spoken to in one way. Every reply is passed on as it came. */
 export interface Port {
   /** `SET key value EX|PX amount NX`. */
@@ -69,6 +149,18 @@ export interface Port {
    * may come more than once. Absent where the client can't.
    */
   scan?(pattern: string): AsyncIterable<readonly string[]>;
+  /**
+   * `EVAL lua` and `WAIT replicas ms` behind it, on one connection: what is
+   * waited for is what that connection has written. The replies of both; rejects
+   * where it can't be known that it was one. Absent where the client can't.
+   */
+  evalAndWait?(
+    lua: string,
+    keys: readonly string[],
+    args: readonly string[],
+    replicas: number,
+    ms: number,
+  ): Promise<readonly [unknown, unknown]>;
   /** Whether there is more than one server, each with slots of its own. */
   readonly isCluster?: boolean;
   /** Whether the client was closed for good by whoever owns it. */

@@ -8,8 +8,8 @@ import {
   type Refusal,
   type Watch,
 } from "./backend.ts";
-import { type Moment, moment } from "./clock.ts";
-import { LockBackendError } from "./errors.ts";
+import { type Moment, moment, pause, within } from "./clock.ts";
+import { isPassing, LockBackendError, LockReplicationError } from "./errors.ts";
 import { Keeper, type Terms } from "./keeper.ts";
 import { driftMs } from "./options.ts";
 
@@ -80,6 +80,61 @@ export async function acquireAll(
     throw error;
   }
   return keepers;
+}
+
+/** Between two questions to the replicas, at first and at most. */
+const CONFIRM_FIRST_MS = 10;
+const CONFIRM_LAST_MS = 100;
+/** For how long they are asked at least, by one who has no patience. */
+const CONFIRM_MS = 1_000;
+
+/**
+ * Resolves once `replicas` have what was granted for `claims`, where so much is
+ * left of the patience.
+ *
+ * @throws {LockReplicationError} As a rejection: fewer had by then, or in a
+ * third of the lease.
+ * @throws {LockBackendError} As a rejection: the server could not be asked.
+ * @throws The signal's reason, as a rejection.
+ */
+export async function confirm(
+  backend: Backend,
+  claims: readonly Claim[],
+  replicas: number,
+  patienceMs: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const clock = clockOf(backend);
+  const [{ key, ttlMs }] = claims;
+  const limitMs = Math.min(Math.max(CONFIRM_MS, patienceMs), ttlMs / 3);
+  const until = clock.now() + limitMs;
+  let confirmed = 0;
+  let cause: unknown;
+  let pauseMs = CONFIRM_FIRST_MS;
+  while (clock.now() < until) {
+    const answer = await within(
+      clock,
+      until - clock.now(),
+      () => backend.confirm!(claims, replicas),
+    ).catch((error: unknown) => error);
+    signal?.throwIfAborted();
+    if (typeof answer === "number") {
+      if (answer >= replicas) return;
+      confirmed = answer;
+    } else if (typeof answer === "string") {
+      const what = "it was gone before its replicas had it";
+      throw new LockBackendError(key, `Cannot acquire "${key}": ${what}`);
+    } else {
+      const isFinal = answer instanceof LockBackendError &&
+        answer.reply !== undefined && !isPassing(answer);
+      if (isFinal) throw answer;
+      cause = answer;
+    }
+    await pause(clock, Math.min(pauseMs, until - clock.now()), signal);
+    pauseMs = Math.min(pauseMs * 2, CONFIRM_LAST_MS);
+  }
+  const ms = Math.round(limitMs);
+  throw new LockReplicationError(key, replicas, confirmed, ms, cause);
 }
 
 /** Keeps what was granted, if there is anything left of it. */

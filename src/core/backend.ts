@@ -96,6 +96,8 @@ export interface Backend {
     claims: readonly Claim[],
     isFenced: boolean,
   ): Promise<readonly Grant[] | Refusal>;
+  /** Whether it can do that with these keys; absent where it can with any. */
+  areTogether?(keys: readonly string[]): boolean;
   /**
    * Makes each hold last its `ttlMs` from now if it is still ours, with as few
    * commands as will do: all holds of a client are renewed together. Answers
@@ -104,6 +106,17 @@ export interface Backend {
   extend(
     claims: readonly Claim[],
   ): Promise<readonly (Verdict | LockBackendError)[]>;
+  /**
+   * Makes each hold last its `ttlMs` from now if it is still ours, and asks how
+   * many replicas have that: all that the server did before, they have as well.
+   * Answers as soon as they are `replicas`, or after a short time.
+   *
+   * @returns How many there are, or what has become of a hold that isn't ours.
+   */
+  confirm?(
+    claims: readonly Claim[],
+    replicas: number,
+  ): Promise<number | Exclude<Verdict, "done">>;
   /** Frees the key, if it is still ours; who stands in line for it is next. */
   release(hold: Hold): Promise<Verdict>;
   /** The same of several keys, with one command where nobody wants them. */
@@ -223,12 +236,12 @@ export interface Line {
   isClosed?(): boolean;
   /**
    * Takes the key for each wish whose turn it is, and puts the others in line;
-   * or, where `isPassing`, leaves them out of it. Safe to repeat: a wish keeps
+   * or, where `isInPassing`, leaves them out of it. Safe to repeat: a wish keeps
    * its place, and one that was granted meanwhile is granted again.
    */
   stand(
     wishes: readonly Wish[],
-    isPassing?: boolean,
+    isInPassing?: boolean,
   ): Promise<readonly (Turn | Place | LockBackendError)[]>;
   /** Frees the key for the next in line, and has `next` stand behind them. */
   handOver(hold: Hold, next: Wish | undefined): Promise<HandOver>;

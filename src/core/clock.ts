@@ -81,6 +81,29 @@ export function within<T>(
   });
 }
 
+/** Resolves after `ms`, or rejects with the signal's reason. */
+export function pause(
+  clock: Clock,
+  ms: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const abort = () => {
+      callOff();
+      reject(signal!.reason);
+    };
+    const callOff = clock.setTimer(
+      () => {
+        signal?.removeEventListener("abort", abort);
+        resolve();
+      },
+      Math.max(0, ms),
+      true,
+    );
+    signal?.addEventListener("abort", abort, { once: true });
+  });
+}
+
 /**
  * Calls `callback` once those have been told who wait for what was settled just
  * now: a few steps of promises later, and in the same turn of the event loop.

@@ -5,7 +5,8 @@ export type LockErrorCode =
   | "LOCK_NOT_ACQUIRED"
   | "LOCK_LOST"
   | "LOCK_NOT_HELD"
-  | "LOCK_BACKEND";
+  | "LOCK_BACKEND"
+  | "LOCK_NOT_REPLICATED";
 
 /**
  * What every error of this library extends; a bad argument is a `TypeError` or
@@ -193,8 +194,81 @@ export class LockBackendError extends LockError {
   readonly reply: string | undefined;
 
   /** The server could not do for the lock on `key` what `message` says. */
-  constructor(key: string, message: string, cause?: unknown, reply?: string) {
-    super("LOCK_BACKEND", key, message, cause);
+  constructor(
+    key: string,
+    message: string,
+    cause?: unknown,
+    reply?: string,
+    code: "LOCK_BACKEND" | "LOCK_NOT_REPLICATED" = "LOCK_BACKEND",
+  ) {
+    super(code, key, message, cause);
     this.reply = reply;
   }
+}
+
+/**
+ * Too few: the lock was granted, but fewer replicas than `replicas` says had
+ * confirmed it in time; so it was released again.
+ *
+ * @example Going on where a replica is away
+ * ```ts
+ * import { acquireLock, LockReplicationError } from "@dreamer/utils/lock";
+ * import { Redis } from "ioredis";
+ *
+ * const client = new Redis(process.env.REDIS_URL ?? "redis://localhost:6379");
+ * try {
+ *   await acquireLock(client, "lock:report", { ttl: 0.5, replicas: 9 });
+ * } catch (error) {
+ *   if (!(error instanceof LockReplicationError)) throw error;
+ *   console.log(`${error.confirmed} of ${error.replicas} replicas`);
+ * } finally {
+ *   client.disconnect();
+ * }
+ * ```
+ */
+export class LockReplicationError extends LockBackendError {
+  static {
+    this.prototype.name = "LockReplicationError";
+  }
+  /** How many replicas were to confirm the lock. */
+  readonly replicas: number;
+  /** How many had when the time was up. */
+  readonly confirmed: number;
+
+  /** So many of `replicas` confirmed the lock on `key` in `ms` milliseconds. */
+  constructor(
+    key: string,
+    replicas: number,
+    confirmed: number,
+    ms: number,
+    cause?: unknown,
+  ) {
+    const what =
+      `${confirmed} of ${replicas} replicas confirmed it in ${ms} ms`;
+    super(
+      key,
+      `Cannot acquire "${key}": ${what}`,
+      cause,
+      undefined,
+      "LOCK_NOT_REPLICATED",
+    );
+    this.replicas = replicas;
+    this.confirmed = confirmed;
+  }
+}
+
+/**
+ * What a server answers that will be ready again by itself: it has become a
+ * replica, reads its data, has lost its primary or too many replicas, or is
+ * about to give a slot of its Cluster to another. Nothing was done.
+ */
+const PASSING = new Set([
+  ...["READONLY", "LOADING", "MASTERDOWN", "NOREPLICAS"],
+  ...["CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK"],
+]);
+
+/** Whether who has patience is to try again, and nobody said "taken". */
+export function isPassing(error: unknown): error is LockBackendError {
+  return error instanceof LockBackendError && error.reply !== undefined &&
+    PASSING.has(error.reply);
 }

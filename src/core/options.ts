@@ -31,7 +31,9 @@ export interface LockOptions {
   /**
    * Milliseconds of patience while the lock is taken: 0 fails at once, and
    * `Infinity` waits until `signal` says stop. Who waits stands in line, and is
-   * served in the order in which the server saw them. Default: 0.
+   * served in the order in which the server saw them. A server that is up and
+   * not ready (`READONLY`, `LOADING`, `CLUSTERDOWN` …) is waited for as well.
+   * Default: 0.
    */
   waitMs?: number;
   /**
@@ -56,6 +58,14 @@ export interface LockOptions {
    * began. 0 for strict order across all processes. Default: 16.
    */
   localTurns?: number;
+  /**
+   * How many replicas of the server have to confirm the lock before it counts
+   * as acquired (`WAIT`), so that it outlives a failover to one of those. Where
+   * fewer have in what is left of `waitMs`, but at least a second, and at most a
+   * third of `ttl`, the lock is released again, with a
+   * {@linkcode LockReplicationError}. Default: 0.
+   */
+  replicas?: number;
 }
 
 /** {@linkcode LockOptions}, checked, complete and in milliseconds. */
@@ -70,6 +80,7 @@ export interface Settings {
   readonly fencing: boolean;
   readonly waitMs: number;
   readonly localTurns: number;
+  readonly replicas: number;
 }
 
 const DEFAULTS: Settings = {
@@ -83,6 +94,7 @@ const DEFAULTS: Settings = {
   fencing: false,
   waitMs: 0,
   localTurns: 16,
+  replicas: 0,
 };
 const DEFAULTS_SCOPED: Settings = { ...DEFAULTS, autoExtend: true };
 
@@ -97,6 +109,7 @@ const NAMES = new Set(Object.keys(
     autoExtend: 0,
     maxHoldMs: 0,
     localTurns: 0,
+    replicas: 0,
     fencing: 0,
     label: 0,
   } satisfies Record<keyof LockOptions, 0>,
@@ -229,6 +242,7 @@ export function readOptions(
   const given: { [Name in keyof LockOptions]: unknown } = options;
   const { ttl, signal, errorMessage, label, maxHoldMs } = given;
   const { waitMs, localTurns, throwOnFail, autoExtend, fencing } = given;
+  const { replicas } = given;
   if (waitMs !== undefined) {
     if (typeof waitMs !== "number") {
       wrongType(action, "waitMs must be a number", waitMs);
@@ -241,6 +255,14 @@ export function readOptions(
     }
     if (!Number.isSafeInteger(localTurns) || localTurns < 0) {
       outOfRange(action, "localTurns must be a whole number >= 0", localTurns);
+    }
+  }
+  if (replicas !== undefined) {
+    if (typeof replicas !== "number") {
+      wrongType(action, "replicas must be a number", replicas);
+    }
+    if (!Number.isSafeInteger(replicas) || replicas < 0) {
+      outOfRange(action, "replicas must be a whole number >= 0", replicas);
     }
   }
   if (signal !== undefined && !isAbortSignal(signal)) {
@@ -283,6 +305,7 @@ export function readOptions(
       : readBoolean(action, "fencing", fencing),
     waitMs: waitMs ?? defaults.waitMs,
     localTurns: localTurns ?? defaults.localTurns,
+    replicas: replicas ?? defaults.replicas,
   };
 }
 

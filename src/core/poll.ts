@@ -5,7 +5,7 @@
 
 import { acquire } from "./acquire.ts";
 import { type Backend, type Claim, clockOf, type Refusal } from "./backend.ts";
-import { LockBackendError } from "./errors.ts";
+import { isPassing, LockBackendError } from "./errors.ts";
 import type { Keeper, Terms } from "./keeper.ts";
 import { drawOwner } from "./keys.ts";
 
@@ -28,7 +28,7 @@ export interface PatientTerms extends Terms {
 interface Group {
   readonly members: Member[];
   /** The last word on the key that any of them heard. */
-  last: Refusal | undefined;
+  last: Refusal | LockBackendError | undefined;
 }
 
 /** One of a group who is not the first, or was not. */
@@ -141,8 +141,12 @@ export async function poll(
         terms,
         (answer) => answer,
         isWatching ? watch : undefined,
-      );
-      if (!("granted" in answer)) return answer;
+      ).catch((error: unknown) => {
+        if (isPassing(error)) return error;
+        throw error;
+      });
+      const isFailure = answer instanceof LockBackendError;
+      if (!isFailure && !("granted" in answer)) return answer;
       group.last = answer;
       // Each try by a name of its own: what a quorum cleans up after the last
       // one may reach a server late, and must not take the next one's vote.
@@ -157,7 +161,7 @@ export async function poll(
       const meanMs = place === undefined
         ? pauseMs
         : Math.min(CALLED_MS * place, CALLED_LAST_MS);
-      const { retryAfterMs = Infinity } = answer;
+      const { retryAfterMs = Infinity } = isFailure ? {} : answer;
       const nextMs = Math.min(
         meanMs * (0.5 + Math.random()),
         // One after the other, where they know their order.
@@ -176,7 +180,10 @@ export async function poll(
     }
   } catch (error) {
     // Without an answer is only the last try.
-    if (error === late && group.last !== undefined) return group.last;
+    if (error === late && group.last !== undefined) {
+      if (group.last instanceof LockBackendError) throw group.last;
+      return group.last;
+    }
     if (error instanceof LockBackendError && error !== late) {
       for (const member of group.members.splice(0)) member.fail(error);
     }

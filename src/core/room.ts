@@ -20,7 +20,7 @@ import {
   type Wish,
 } from "./backend.ts";
 import { type Clock, type Moment, moment } from "./clock.ts";
-import { LockBackendError } from "./errors.ts";
+import { isPassing, LockBackendError } from "./errors.ts";
 import { tell } from "./events.ts";
 import { Keeper, type Lease } from "./keeper.ts";
 import { drawOwner, labelOf } from "./keys.ts";
@@ -189,6 +189,11 @@ export interface Attempt {
   localTurns: number;
   /** Who came after it, and before its answer. */
   readonly followers: Party[];
+}
+
+/** Whether a lease that counts from `since` can't be known to last any more. */
+function isOver({ leftMs }: Turn, since: number, now: number): boolean {
+  return now - since >= leftMs - driftMs(leftMs);
 }
 
 /** The waiting room before the keys of one backend. */
@@ -454,7 +459,10 @@ export class Room {
   }
 
   /** Asks for the wishes of `parties`, and hears what the server says. */
-  async #stand(parties: readonly Party[], isPassing: boolean): Promise<void> {
+  async #stand(
+    parties: readonly Party[],
+    isInPassing: boolean,
+  ): Promise<void> {
     const asked = moment(this.#clock);
     const wishes = parties.map((party) => {
       party.asking = asked;
@@ -462,7 +470,7 @@ export class Room {
     });
     let answers: Awaited<ReturnType<Line["stand"]>>;
     try {
-      answers = await this.#line.stand(wishes, isPassing);
+      answers = await this.#line.stand(wishes, isInPassing);
     } catch (cause) {
       answers = wishes.map(({ key }) =>
         cause instanceof LockBackendError
@@ -471,7 +479,7 @@ export class Room {
       );
     }
     for (const [i, party] of parties.entries()) {
-      this.#hear(party, wishes[i], answers[i], asked);
+      this.#hear(party, wishes[i], answers[i], asked, isInPassing);
     }
   }
 
@@ -481,6 +489,7 @@ export class Room {
     wish: Wish,
     answer: Turn | Place | LockBackendError,
     asked: Moment,
+    isInPassing = false,
   ): void {
     if (party.wish !== wish) {
       const mayBeThere = answer instanceof Error || answer.granted ||
@@ -489,7 +498,12 @@ export class Room {
       return;
     }
     party.asking = undefined;
-    if (answer instanceof Error) return this.#fail(party, wish, answer);
+    if (answer instanceof Error) {
+      // The next step is on its way: it will be met with, or get over it.
+      if (isInPassing && isPassing(answer)) party.failure = answer;
+      else this.#fail(party, wish, answer);
+      return;
+    }
     party.failure = undefined;
     if (answer.granted) return this.#takeTurn(party, answer, asked);
     const now = this.#clock.now();
@@ -528,7 +542,7 @@ export class Room {
       ? this.#line.isClosed?.() ?? false
       : FINAL.has(error.reply);
     // Not in line yet, it is an attempt like any other, and fails like one.
-    if (wish.ticket !== undefined && !isLost) {
+    if ((wish.ticket !== undefined || isPassing(error)) && !isLost) {
       this.#askAt(party, this.#clock.now() + RETRY_MS);
       return;
     }
@@ -544,7 +558,7 @@ export class Room {
     this.#forget(party);
     const now = this.#clock.now();
     const { leftMs } = turn;
-    if (now - asked.now >= leftMs - driftMs(leftMs) || !party.waiters.length) {
+    if (isOver(turn, asked.now, now) || !party.waiters.length) {
       // Heard too late to know it for ours, or wanted no more.
       this.#line.leave(wish);
       if (party.waiters.length) this.#begin(party);
@@ -832,6 +846,11 @@ export class Room {
     const passedMs = Math.max(0, turn.at - at) * 0.99;
     const now = Math.min(asked.now + passedMs, this.#usedAt);
     const wall = asked.wall + (now - asked.now);
+    if (this.#usedAt - now > turn.leftMs / 2) {
+      // That answer was long under way, as during a failover: by this bound
+      // little is left, or nothing. Asked again, the server tells how much.
+      return void this.#stand([party], false);
+    }
     this.#takeTurn(party, turn, { now, wall });
   }
 

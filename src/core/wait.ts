@@ -9,7 +9,7 @@ import {
   type Refusal,
 } from "./backend.ts";
 import { type Clock, within } from "./clock.ts";
-import { LockBackendError } from "./errors.ts";
+import { isPassing, LockBackendError } from "./errors.ts";
 import { Keeper, type Terms } from "./keeper.ts";
 import { type PatientTerms, poll } from "./poll.ts";
 import { type Room, roomOf } from "./room.ts";
@@ -139,7 +139,15 @@ function tryInPassing<T>(
   return new Promise((resolve, reject) => {
     const late = () => reject(unanswered(key, waitMs));
     const attempt = room.watch(key, waitMs, late);
+    const goOn = (isRefused: boolean) => {
+      const rest = { ...patience, waitMs: room.unwatch(attempt) };
+      resolve(
+        waitInLine(room, claim, terms, rest, settle, isRefused),
+      );
+      room.follow(attempt);
+    };
     const failed = (error: unknown) => {
+      if (isPassing(error) && !attempt.isLate) return goOn(false);
       reject(error);
       if (attempt.keeper !== undefined) return;
       room.unwatch(attempt);
@@ -154,11 +162,7 @@ function tryInPassing<T>(
         room.remember(attempt, answer, patience.localTurns);
         room.follow(attempt);
         resolve(settle(answer));
-      } else {
-        const rest = { ...patience, waitMs: room.unwatch(attempt) };
-        resolve(waitInLine(room, claim, terms, rest, settle, true));
-        room.follow(attempt);
-      }
+      } else goOn(true);
     };
     try {
       acquire(backend, claim, terms, answered).catch(failed);

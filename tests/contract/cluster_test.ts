@@ -173,4 +173,41 @@ for (const { name, isCalled, open } of clusterClients) {
     },
     PATIENT,
   );
+
+  test(`${name}: keys of one slot are taken in one script`, async () => {
+    await using it = await open(cluster.urls);
+    const [first, second] = [1, 2].map((nth) => `{slot:${name}}:${nth}`);
+    const keys = [first, second];
+    const scripts = async () => {
+      const stats = await cluster.commandFor(first, "INFO", "commandstats");
+      let sum = 0;
+      for (const [, calls] of String(stats).matchAll(/eval\w*:calls=(\d+)/g)) {
+        sum += Number(calls);
+      }
+      return sum;
+    };
+    const options = { ttl: 10, fencing: true } as const;
+    const before = await acquireLock(it.client, keys, options);
+    assertEquals(await before.release(), true);
+    // By now every script is known there.
+    const count = await scripts();
+    const lock = await acquireLock(it.client, keys, options);
+    assertEquals(await scripts(), count + 1);
+    assert(lock.fencingToken! > before.fencingToken!);
+    assertEquals(lock.keys, keys);
+    assertEquals(await lock.release(), true);
+
+    const other = await acquireLock(it.client, second);
+    const refused = { ...options, throwOnFail: false } as const;
+    assertEquals(await acquireLock(it.client, keys, refused), null);
+    assertEquals(await cluster.commandFor(first, "EXISTS", first), 0);
+    const both = acquireLock(it.client, keys, { ...options, waitMs: 10_000 });
+    await until(
+      "it waits",
+      async () =>
+        await cluster.commandFor(second, "ZCARD", `${second}:line`) === 1,
+    );
+    assertEquals(await other.release(), true);
+    assertEquals(await (await both).release(), true);
+  }, PATIENT);
 }

@@ -17,11 +17,16 @@ export interface NoticesWorld extends AsyncDisposable {
   keysLeft(key: string): Promise<number>;
 }
 
-/** An ear of one process, and what it heard. */
+/** An ear of one process, and what it heard: each name once. */
 async function listenAt(on: Backend) {
   const heard: string[] = [];
+  const all = new Set<string>();
   const hearing = on.notices!.listen({
-    onNotice: (name) => void heard.push(name),
+    onNotice(name) {
+      // Each master of a Cluster may tell of the same.
+      if (!all.has(name)) heard.push(name);
+      all.add(name);
+    },
     onGap() {},
   });
   await hearing.opened;

@@ -30,9 +30,8 @@ noticesContract("memory", () => {
 });
 
 const isFence = (key: string) => key.endsWith(":fence");
-const deaf = ["minimal", "redis pool"];
 
-for (const kind of clients.filter(({ name }) => !deaf.includes(name))) {
+for (const kind of clients.filter(({ isCalled }) => isCalled)) {
   noticesContract(kind.name, async () => {
     const [here, there] = [
       await kind.open(server.url),
@@ -53,7 +52,7 @@ for (const kind of clients.filter(({ name }) => !deaf.includes(name))) {
   });
 }
 
-for (const kind of clusterClients) {
+for (const kind of clusterClients.filter(({ isCalled }) => isCalled)) {
   noticesContract(kind.name, async () => {
     const [here, there] = [
       await kind.open(cluster.urls),

@@ -12,6 +12,7 @@ import {
 } from "@dreamer/utils/lock";
 import { args, lines, say } from "../support/child.ts";
 import { clients } from "../support/clients.ts";
+import { clusterClients } from "../support/cluster_clients.ts";
 
 /** What it is told, with a name of the teller's for each lock. */
 type Order =
@@ -21,8 +22,10 @@ type Order =
   | { do: "release"; id: string }
   | { do: "close" };
 
-const [kind, url] = args;
-const it = await clients.find(({ name }) => name === kind)!.open(url);
+const [kind, ...urls] = args;
+const named = ({ name }: { name: string }) => name === kind;
+const it = await (clusterClients.find(named)?.open(urls) ??
+  clients.find(named)!.open(urls[0]));
 const locks = new Map<string, DistributedLock>();
 const watching = setInterval(look, 2);
 const lastHeld = new Map<string, number>();

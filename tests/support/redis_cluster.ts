@@ -14,6 +14,18 @@ export interface RedisCluster extends AsyncDisposable {
   command(...args: (string | number)[]): Promise<unknown[]>;
   /** Asks whichever has `key`. */
   commandFor(key: string, ...args: (string | number)[]): Promise<unknown>;
+  /** Opens the slot of `key`, on its way to the next master. */
+  move(key: string): Promise<Move>;
+}
+
+/** A slot on its way from one master to another, as `redis-cli` moves them. */
+export interface Move {
+  readonly from: RedisServer;
+  readonly to: RedisServer;
+  /** Moves these keys; those that are not there are none. */
+  keys(...keys: string[]): Promise<void>;
+  /** Moves what is left, and gives the slot to the other one. */
+  finish(): Promise<void>;
 }
 
 /** Starts one; every slot is served when this resolves. */
@@ -32,6 +44,12 @@ export async function startCluster(): Promise<RedisCluster> {
   const stop = async () => {
     await Promise.all(masters.map((master) => master.stop()));
   };
+  /** Where slots are that were moved. */
+  const moved = new Map<number, number>();
+  const slotOf = async (key: string) =>
+    Number(await masters[0].command("CLUSTER", "KEYSLOT", key));
+  const homeOf = (slot: number) =>
+    moved.get(slot) ?? Math.floor(slot * 3 / SLOTS);
   const cluster: RedisCluster = {
     masters,
     urls: masters.map(({ url }) => url),
@@ -43,8 +61,44 @@ export async function startCluster(): Promise<RedisCluster> {
       return replies;
     },
     async commandFor(key, ...args) {
-      const slot = Number(await masters[0].command("CLUSTER", "KEYSLOT", key));
-      return await masters[Math.floor(slot * 3 / SLOTS)].command(...args);
+      return await masters[homeOf(await slotOf(key))].command(...args);
+    },
+    async move(key) {
+      const slot = await slotOf(key);
+      const there = (homeOf(slot) + 1) % masters.length;
+      const [from, to] = [masters[homeOf(slot)], masters[there]];
+      const [fromId, toId] = await Promise.all(
+        [from, to].map((it) => it.command("CLUSTER", "MYID").then(String)),
+      );
+      const set = (on: RedisServer, how: string, id: string) =>
+        on.command("CLUSTER", "SETSLOT", slot, how, id);
+      await set(to, "IMPORTING", fromId);
+      await set(from, "MIGRATING", toId);
+      const migrate = async (...keys: string[]) => {
+        if (keys.length === 0) return;
+        const [host, port] = [to.host, to.port];
+        const how = ["MIGRATE", host, port, "", 0, 5_000, "KEYS", ...keys];
+        await from.command(...how);
+      };
+      return {
+        from,
+        to,
+        keys: migrate,
+        async finish() {
+          for (;;) {
+            const left = await from.command(
+              ...["CLUSTER", "GETKEYSINSLOT", slot, 10],
+            ) as string[];
+            if (left.length === 0) break;
+            await migrate(...left);
+          }
+          await set(to, "NODE", toId);
+          await set(from, "NODE", toId);
+          const [other] = masters.filter((it) => it !== from && it !== to);
+          await set(other, "NODE", toId);
+          moved.set(slot, there);
+        },
+      };
     },
   };
   try {

@@ -6,7 +6,13 @@
  * to stop its servers. They listen on 127.0.0.1 only and keep nothing.
  */
 import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import {
+  existsSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
@@ -22,6 +28,8 @@ export interface RedisOptions {
   port?: number;
   /** What clients must AUTH with. */
   password?: string;
+  /** Makes it a sentinel: the lines of its settings, where it writes more. */
+  sentinel?: readonly string[];
 }
 
 /** A running server. */
@@ -59,9 +67,11 @@ export async function startRedis(
 ): Promise<RedisServer> {
   const program = findServer();
   if (!program) throw new Error(`Cannot start a server: ${redisMissing()}`);
-  const { args = [], password } = options;
+  const { args = [], password, sentinel } = options;
   const dir = mkdtempSync(join(tmpdir(), "lock-redis-"));
   dirs.add(dir);
+  const settings = join(dir, "sentinel.conf");
+  if (sentinel) writeFileSync(settings, `${sentinel.join("\n")}\n`);
   let port = options.port ?? 0;
   let child: ChildProcess;
   let onlooker: Onlooker;
@@ -72,6 +82,7 @@ export async function startRedis(
       const at = port || await freePort();
       onlooker = new Onlooker(at, password);
       child = launch(program!, [
+        ...sentinel ? [settings, "--sentinel"] : [],
         ...["--port", `${at}`, "--bind", "127.0.0.1", "--dir", dir],
         ...["--save", "", "--appendonly", "no", "--logfile", "server.log"],
         // It looks for a SIGTERM that often: ends in 10 ms, and not in 100.

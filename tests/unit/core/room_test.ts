@@ -119,6 +119,40 @@ test("patience that runs out says where one stood, and for how long it is taken"
   }
 });
 
+test("who was long on the way into the line keeps the place there", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { line } = on;
+  const { stand } = line!;
+  const holder = await acquireLock(on, "k");
+  let arrive = () => {};
+  const delay = new Promise<void>((go) => arrive = go);
+  // As during a failover: sent again, and answered when there is a server.
+  line!.stand = async (...wishes) => {
+    await delay;
+    return await stand.apply(line, wishes);
+  };
+  const order: string[] = [];
+  const wait = async (who: string) => {
+    const options = { ttl: 2, waitMs: 30_000, localTurns: 0 };
+    const lock = await acquireLock(on, "k", options);
+    order.push(who);
+    lock.assertHeld();
+    assertEquals(await lock.release(), true);
+  };
+  const first = wait("first");
+  await settle();
+  await clock.advance(3_000);
+  arrive();
+  await settle();
+  line!.stand = stand;
+  const second = wait("second");
+  await settle();
+  assertEquals(await holder.release(), true);
+  await Promise.all([first, second]);
+  assertEquals(order, ["first", "second"]);
+});
+
 /** The same, but `name` is never answered. */
 function frozen(on: Backend, name: "tryAcquire"): Backend {
   on[name] = () => new Promise(() => {});

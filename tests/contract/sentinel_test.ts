@@ -1,0 +1,90 @@
+/** The contracts through a client that asks a sentinel who is the primary. */
+import {
+  acquireLock,
+  listLocks,
+  type LockEvent,
+  type NodeRedisClient,
+  redis,
+} from "@dreamer/utils/lock";
+import { assertEquals } from "@std/assert";
+import { type RedisGroup, startGroup } from "../support/redis_sentinel.ts";
+import { sentinelClients } from "../support/sentinel_clients.ts";
+import { after, before, test, timersLeft } from "../support/test.ts";
+import { until } from "../support/until.ts";
+import { lockContract } from "./lock_contract.ts";
+import { waitContract } from "./wait_contract.ts";
+
+const DAY_MS = 86_400_000;
+let group: RedisGroup;
+before(async () => void (group = await startGroup()));
+after(async () => {
+  await group[Symbol.asyncDispose]();
+  await until("nobody listens any more", () => timersLeft() === 0);
+});
+
+const pass = (ms: number) => new Promise<void>((go) => setTimeout(go, ms));
+
+// That of ioredis is an ioredis client, which others have been through.
+const { name, open } = sentinelClients.find(({ name }) =>
+  name === "redis sentinel"
+)!;
+
+lockContract(name, async () => {
+  const { client, close } = await open(group);
+  return {
+    on: client,
+    pass,
+    keysLeft: async () => {
+      const server = group.primary;
+      let locks = 0;
+      for (const key of await server.command("KEYS", "*") as string[]) {
+        const leftMs = Number(await server.command("PTTL", key));
+        if (!/:(fence|seen)$/.test(key)) locks++;
+        else if (leftMs < 0 || leftMs > DAY_MS) locks++;
+      }
+      return locks;
+    },
+    [Symbol.asyncDispose]: close,
+  };
+});
+
+waitContract(name, "called", async () => {
+  const [here, there] = await Promise.all([open(group), open(group)]);
+  const { primary } = group;
+  const events: LockEvent[] = [];
+  const on = redis(here.client as NodeRedisClient, {
+    onEvent: (event) => events.push(event),
+  });
+  return {
+    here: { on: here.client },
+    there: { on: there.client },
+    observed: { on, events },
+    pass,
+    stall(ms) {
+      for (const end = performance.now() + ms; performance.now() < end;);
+    },
+    served: (waiting) => waiting,
+    inLine: (key, count) =>
+      until(
+        `${count} in line`,
+        async () => await primary.command("ZCARD", `{${key}}:line`) === count,
+      ),
+    keysLeft: async (key) =>
+      Number(await primary.command("EXISTS", key, `{${key}}:line`)),
+    async [Symbol.asyncDispose]() {
+      await Promise.all([here.close(), there.close()]);
+    },
+  };
+});
+
+test(`${name}: listLocks() finds them on the primary`, async () => {
+  await using it = await open(group);
+  const keys = ["list:1", "list:2", "list:3"];
+  const locks = await Promise.all(
+    keys.map((key) => acquireLock(it.client, key)),
+  );
+  const found: string[] = [];
+  for await (const { key } of listLocks(it.client, "list:*")) found.push(key);
+  assertEquals(found.sort(), keys);
+  await Promise.all(locks.map((lock) => lock.release()));
+});

@@ -1,0 +1,70 @@
+/**
+ * The waiting line in a Cluster, where a message is heard at every master and
+ * counted at one only: who died in line must not cost the others a lease each.
+ */
+import { assert, assertEquals } from "@std/assert";
+import process from "node:process";
+
+import { acquireLock } from "@dreamer/utils/lock";
+import { clusterClients } from "../support/cluster_clients.ts";
+import { spawnScript } from "../support/process.ts";
+import { type RedisCluster, startCluster } from "../support/redis_cluster.ts";
+import { after, before, test, timersLeft } from "../support/test.ts";
+import { until } from "../support/until.ts";
+
+const WAITER = new URL("./waiter.ts", import.meta.url);
+const PATIENT = { ttl: 30, waitMs: 20_000, localTurns: 0 } as const;
+/** Less than one short lease, which is what one of the dead could cost (2 s). */
+const LIMIT_MS = 1_500;
+
+let cluster: RedisCluster;
+before(async () => void (cluster = await startCluster()));
+after(() => cluster.stop());
+
+/** Who can't listen asks, and may have died: that costs the others a lease. */
+const called = clusterClients.filter(({ name }) => name !== "glide cluster");
+
+const stories = called.map(({ name, open }) =>
+  [`${name}: those before one are killed in line`, async () => {
+    await using it = await open(cluster.urls);
+    const key = `dead:${name}`;
+    const inLine = (count: number) =>
+      until(
+        `${count} in line`,
+        async () =>
+          await cluster.commandFor(key, "ZCARD", `{${key}}:line`) === count,
+      );
+    const dying = await Promise.all([1, 2].map(async () => {
+      const script = spawnScript(WAITER, [name, ...cluster.urls]);
+      await script.next("ready");
+      return script;
+    }));
+    const holder = await acquireLock(it.client, key);
+    for (const [i, script] of dying.entries()) {
+      script.send({ do: "acquire", id: "it", key, options: PATIENT });
+      await inLine(i + 1);
+    }
+    const next = acquireLock(it.client, key, PATIENT);
+    await inLine(3);
+    for (const script of dying) {
+      script.kill();
+      await script.exited;
+    }
+    const releasedAt = performance.now();
+    assertEquals(await holder.release(), true);
+    const lock = await next;
+    const tookMs = performance.now() - releasedAt;
+    if (process.env.LINE_DELAYS) {
+      const told = `two killed in line (${name}): ${Math.round(tookMs)} ms`;
+      process.stderr.write(`DELAY ${told}\n`);
+    }
+    assert(tookMs < LIMIT_MS, `${tookMs} ms after two dead ones`);
+    assertEquals(await lock.release(), true);
+    await inLine(0);
+  }] as const
+);
+
+test.sideBySide(
+  stories,
+  () => until("nobody listens any more", () => timersLeft() === 0),
+);
