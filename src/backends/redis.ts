@@ -3,6 +3,7 @@
 import type { Port } from "../clients/port.ts";
 import {
   type Backend,
+  type Bursts,
   type Called,
   type Claim,
   type Ears,
@@ -27,20 +28,25 @@ import type { LockEvent } from "../core/events.ts";
 import {
   ACQUIRE_ALL,
   ACQUIRE_FENCED,
+  ASK_BURST,
   channelOf,
+  END_AT,
   EXTEND,
   FORCE_RELEASE,
   HAND_OVER,
   INQUIRE,
   INSPECT,
+  JOIN_BURST,
   LINE_MS,
   RAISE_FENCE,
   refusal,
   RELEASE,
   RELEASE_PLAIN,
   REMIND,
+  RENAME,
   run,
   runThen,
+  type Script,
   STAND,
   toCall,
   WRITE_FENCED,
@@ -91,6 +97,14 @@ export class RedisBackend implements Backend {
   line: RedisLine | undefined;
   /** For what may be a double, whose EVAL can do no more than the release. */
   readonly findLine: Backend["findLine"];
+  readonly bursts: Bursts = {
+    join: (key, waitMs) => this.#burst(key, JOIN_BURST, [String(waitMs)]),
+    ask: ({ key, number, waitMs, nextMs }) => {
+      const next = nextMs === undefined ? "" : String(Math.ceil(nextMs));
+      const args = [number.toFixed(), String(waitMs), next] as const;
+      return this.#burst(key, ASK_BURST, args);
+    },
+  };
   /** Not in a Cluster, where one script may touch one slot only. */
   readonly tryAcquireAll: Backend["tryAcquireAll"];
   readonly #port: Port;
@@ -257,6 +271,41 @@ export class RedisBackend implements Backend {
       );
     } catch (cause) {
       return claims.map(({ key }) => failure("extend", key, cause));
+    }
+  }
+
+  async prolong({ key, owner }: Hold, byMs: number): Promise<Standing> {
+    try {
+      const keys = [key] as const;
+      const now = await run(this.#port, END_AT, keys, [owner, ""]);
+      const leftMs = Math.max(0, now.leftMs + byMs);
+      if (now.verdict !== "done" || leftMs === 0 || leftMs === Infinity) {
+        return { verdict: now.verdict, leftMs };
+      }
+      const at = Math.round(now.endsAt + byMs).toFixed();
+      return await run(this.#port, END_AT, keys, [owner, at]);
+    } catch (cause) {
+      throw failure("extend", key, cause);
+    }
+  }
+
+  async rename({ key, owner }: Hold, name: string): Promise<Verdict> {
+    try {
+      return await run(this.#port, RENAME, [key], [owner, name]);
+    } catch (cause) {
+      throw failure("acquire", key, cause);
+    }
+  }
+
+  async #burst<const Args extends readonly string[], Word>(
+    key: string,
+    script: Script<readonly ["burst"], Args, Word>,
+    args: { [I in keyof Args]: string },
+  ): Promise<Word> {
+    try {
+      return await run(this.#port, script, [companion(key, "burst")], args);
+    } catch (cause) {
+      throw failure("debounce", key, cause);
     }
   }
 
@@ -628,8 +677,9 @@ function keysOf(key: string): [string, string, string] {
   return [key, companion(key, "line"), companion(key, "fence")];
 }
 
-/** What is kept beside a key: who waits, the last token drawn, the newest seen. */
-type Companion = "line" | "fence" | "seen";
+/** What is kept beside a key: who waits, the last token drawn, the newest seen,
+ * the calls of a burst. */
+type Companion = "line" | "fence" | "seen" | "burst";
 
 /**
  * A key beside `key`, in the slot of a Cluster where that is: by the hash tag

@@ -22,6 +22,8 @@ export interface Patience {
   readonly localTurns: number;
   /** By what name it is to be known to those who look on. */
   readonly label?: string | undefined;
+  /** Whether patience does not count until the server has said a first no. */
+  readonly isUnhurried?: boolean | undefined;
 }
 
 /** Between two tries where there is no line, at first and at most. */
@@ -54,8 +56,10 @@ export function wait<T>(
   if (backend.findLine === undefined) {
     return poll(backend, claim, terms, patience).then(settle);
   }
-  return find(backend, claim.key, patience).then(({ line, waitMs }) => {
-    const rest = { ...patience, waitMs };
+  const { isUnhurried } = patience;
+  const hurry = isUnhurried ? { ...patience, waitMs: Infinity } : patience;
+  return find(backend, claim.key, hurry).then(({ line, waitMs }) => {
+    const rest = isUnhurried ? patience : { ...patience, waitMs };
     return line === undefined
       ? poll(backend, claim, terms, rest).then(settle)
       : waitInLine(roomOf(backend, line), claim, terms, rest, settle);
@@ -123,7 +127,8 @@ function tryInPassing<T>(
   settle: (answer: Keeper | Refusal) => T,
 ): Promise<T> {
   const { key } = claim;
-  const { waitMs } = patience;
+  const { isUnhurried } = patience;
+  const waitMs = isUnhurried ? Infinity : patience.waitMs;
   return new Promise((resolve, reject) => {
     const late = () => reject(unanswered(key, waitMs));
     const attempt = room.watch(key, waitMs, late);
@@ -143,7 +148,8 @@ function tryInPassing<T>(
         room.follow(attempt);
         resolve(settle(answer));
       } else {
-        const rest = { ...patience, waitMs: room.unwatch(attempt) };
+        const leftMs = room.unwatch(attempt);
+        const rest = isUnhurried ? patience : { ...patience, waitMs: leftMs };
         resolve(waitInLine(room, claim, terms, rest, settle, true));
         room.follow(attempt);
       }
@@ -185,6 +191,7 @@ export class Waiter {
   readonly terms: Terms;
   readonly waitMs: number;
   readonly localTurns: number;
+  readonly isUnhurried: boolean;
   /** Whether it waits no more. */
   isOver = false;
   readonly #answer: (answer: Keeper | Refusal) => void;
@@ -195,7 +202,7 @@ export class Waiter {
   constructor(
     claim: Claim,
     terms: Terms,
-    { waitMs, localTurns, label }: Patience,
+    { waitMs, localTurns, label, isUnhurried = false }: Patience,
     answer: (answer: Keeper | Refusal) => void,
     reject: (reason: unknown) => void,
   ) {
@@ -204,6 +211,7 @@ export class Waiter {
     this.terms = terms;
     this.waitMs = waitMs;
     this.localTurns = localTurns;
+    this.isUnhurried = isUnhurried;
     this.#answer = answer;
     this.#reject = reject;
   }
@@ -257,18 +265,24 @@ export class Waiter {
 }
 
 /** Tries again and again, with pauses that differ, or all would try at once. */
-function poll(
+async function poll(
   backend: Backend,
   claim: Claim,
   terms: Terms,
-  { waitMs, label }: Patience,
+  { waitMs, label, isUnhurried }: Patience,
 ): Promise<Keeper | Refusal> {
   const clock = clockOf(backend);
   const { signal } = terms;
+  let last: Refusal | undefined;
+  if (isUnhurried) {
+    const answer = await acquire(backend, claim, terms, (answer) => answer);
+    if (!("granted" in answer)) return answer;
+    last = answer;
+  }
   const until = clock.now() + waitMs;
   let pauseMs = POLL_FIRST_MS;
-  let last: Refusal | undefined;
-  return withPatience(
+  let isAsked = last !== undefined;
+  return await withPatience(
     backend,
     claim.key,
     terms,
@@ -276,12 +290,10 @@ function poll(
     async (terms, late) => {
       try {
         for (;;) {
-          const answer = await acquire(
-            backend,
-            claim,
-            terms,
-            (answer) => answer,
-          );
+          const answer = isAsked
+            ? last!
+            : await acquire(backend, claim, terms, (answer) => answer);
+          isAsked = false;
           if (!("granted" in answer)) return answer;
           last = answer;
           const leftMs = until - clock.now();
@@ -310,10 +322,10 @@ function poll(
 }
 
 /** Resolves after `ms`, or rejects with the signal's reason. */
-function pause(
+export function pause(
   clock: Clock,
   ms: number,
-  signal: AbortSignal | undefined,
+  signal?: AbortSignal,
 ): Promise<void> {
   return new Promise((resolve, reject) => {
     const abort = () => {
