@@ -13,6 +13,7 @@ import { parseArgs } from "node:util";
 
 import { runtime } from "../tests/support/process.ts";
 import { startRedis } from "../tests/support/redis_server.ts";
+import { compat } from "./compat.ts";
 import { contended } from "./contended.ts";
 import { type Report, type Settings, tableOf } from "./harness.ts";
 import { held } from "./held.ts";
@@ -30,6 +31,7 @@ const suites: Record<
   contended,
   held,
   quorum,
+  compat,
   size,
 };
 
