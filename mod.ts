@@ -61,6 +61,9 @@ export type { RedisOptions } from "./src/backends/redis.ts";
 export type { RedlockOptions } from "./src/backends/redlock.ts";
 export type {
   Backend,
+  BurstCall,
+  Bursts,
+  BurstWord,
   Called,
   Claim,
   Ears,

@@ -15,6 +15,7 @@ import { parseArgs } from "node:util";
 import { runtime } from "../tests/support/process.ts";
 import { startCluster } from "../tests/support/redis_cluster.ts";
 import { startRedis } from "../tests/support/redis_server.ts";
+import { compat } from "./compat.ts";
 import { contended } from "./contended.ts";
 import { type Report, type Settings, tableOf } from "./harness.ts";
 import { held } from "./held.ts";
@@ -36,6 +37,7 @@ const suites: Record<
   several,
   quorum,
   quorum_waiting: quorumWaiting,
+  compat,
   size,
 };
 

@@ -6,23 +6,24 @@
 import { rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
 import { pathToFileURL } from "node:url";
 
 import { bundle } from "./size.ts";
 
-const library = await load();
+const library = await load<typeof import("../mod.ts")>("../mod.ts");
 
 export const acquireLock: typeof library.acquireLock = library.acquireLock;
 export const redis: typeof library.redis = library.redis;
 export const redlock: typeof library.redlock = library.redlock;
 
-async function load(): Promise<typeof import("../mod.ts")> {
+/** The module at `path`, seen from here, each with a library of its own. */
+export async function load<Module>(path: string): Promise<Module> {
+  const source = new URL(path, import.meta.url);
   if ("Deno" in globalThis || "Bun" in globalThis) {
-    return await import("../mod.ts");
+    return await import(source.href);
   }
-  const file = join(tmpdir(), `lock-bench-${process.pid}.mjs`);
-  await writeFile(file, (await bundle({ minify: false })).code);
+  const file = join(tmpdir(), `lock-bench-${crypto.randomUUID()}.mjs`);
+  await writeFile(file, (await bundle({ minify: false, file: source })).code);
   try {
     return await import(pathToFileURL(file).href);
   } finally {

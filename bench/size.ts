@@ -76,16 +76,19 @@ interface Esbuild {
   stop(): Promise<void>;
 }
 
-/** All of mod.ts in one file, and how many packages came or stayed out. */
+/**
+ * All of mod.ts, or of another file, in one, and how many packages came or
+ * stayed out.
+ */
 export async function bundle(
-  { minify = true } = {},
+  { minify = true, file = MOD } = {},
 ): Promise<{ code: Uint8Array; packages: number }> {
   // By a computed name, as in subjects.ts.
   const name = "esbuild";
   const { build, stop }: Esbuild = await import(name);
   const { outputFiles, metafile } = await build({
     absWorkingDir: ROOT,
-    entryPoints: [fileURLToPath(MOD)],
+    entryPoints: [fileURLToPath(file)],
     bundle: true,
     minify,
     format: "esm",

@@ -13,6 +13,8 @@ import { upstash, type UpstashClient } from "./clients/upstash.ts";
 import { type Backend, isBackend } from "./core/backend.ts";
 import { kindOf, outOfRange, wrongType } from "./core/options.ts";
 
+export type { RedlockOptions as QuorumOptions };
+
 /**
  * What a lock can live on: a Redis client, a function that sends a command, or
  * a backend such as `memory()`.
@@ -116,12 +118,21 @@ export function redlock(
   targets: readonly LockTarget[],
   options: RedlockOptions = {},
 ): Backend {
+  return quorumOf(targets, options, FEWEST_SERVERS);
+}
+
+/** The same, of `fewest` servers or more. */
+export function quorumOf(
+  targets: readonly LockTarget[],
+  options: RedlockOptions,
+  fewest: number,
+): Backend {
   const action = "set up a quorum";
   if (!Array.isArray(targets)) {
     wrongType(action, "targets must be an array", targets, kindOf(targets));
   }
-  if (targets.length < FEWEST_SERVERS) {
-    const rule = `there must be at least ${FEWEST_SERVERS} servers`;
+  if (targets.length < fewest) {
+    const rule = `there must be at least ${fewest} servers`;
     outOfRange(action, rule, targets.length);
   }
   if (typeof options !== "object" || options === null) {

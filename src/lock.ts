@@ -23,6 +23,7 @@ import {
   checkKey,
   kindOf,
   type LockOptions,
+  type Manner,
   outOfRange,
   readKeys,
   readOptions,
@@ -128,20 +129,22 @@ export function acquireLock(
 }
 
 /**
- * Acquires for `acquireLock()`, or for `withLock()`, where the lock is scoped.
- * Not async, for speed: what it throws has to become a rejection.
+ * Acquires for `acquireLock()`, for `withLock()`, where the lock is scoped, or
+ * for an older API. Not async, for speed: what it throws has to become a
+ * rejection.
  */
-function take(
+export function take(
   on: LockTarget,
   keys: string | readonly string[],
   options: LockOptions | undefined,
   isScoped: boolean,
+  manner?: Manner,
 ): Promise<DistributedLock | null> {
   try {
     const backend = connect(on);
     const [key, ...others] = readKeys("acquire a lock", keys);
     const action = `acquire "${key}"`;
-    const settings = readOptions(action, options, isScoped);
+    const settings = readOptions(action, options, isScoped, manner);
     if (settings.fencing && backend.tryAcquireFenced === undefined) {
       const rule = `fencing must be false on ${backend.name}, which draws none`;
       outOfRange(action, rule, true);
@@ -204,9 +207,9 @@ async function takeSeveral(
   keys: readonly string[],
   settings: Settings,
 ): Promise<DistributedLock | null> {
-  const { label, ttlMs, waitMs } = settings;
+  const { label, ttlMs, waitMs, isUnhurried } = settings;
   const clock = clockOf(backend);
-  const until = clock.now() + waitMs;
+  let until = clock.now() + waitMs;
   let refusal: Refusal | undefined;
   const canAtOnce = backend.tryAcquireAll !== undefined &&
     (backend.areTogether === undefined || backend.areTogether(keys));
@@ -219,7 +222,7 @@ async function takeSeveral(
     const atOnce = (terms: Terms) => acquireAll(backend, claims, terms);
     let answer: Keeper[] | Refusal | undefined;
     try {
-      answer = await (waitMs === 0
+      answer = await (waitMs === 0 || isUnhurried
         ? atOnce(settings)
         : withPatience(backend, keys[0], settings, waitMs, atOnce));
     } catch (error) {
@@ -235,6 +238,7 @@ async function takeSeveral(
       return refused(keys[0], answer, settings);
     }
     refusal = answer;
+    if (isUnhurried) until = clock.now() + waitMs;
   }
   // Renewed while we wait for the others, whatever becomes of it afterwards.
   const meanwhile = { ...settings, autoExtend: true };
@@ -396,7 +400,14 @@ export async function withLock<T>(
     wrongType("run with a lock", "fn must be a function", fn);
   }
   const lock = await take(on, key, options, true);
-  if (lock === null) return null;
+  return lock === null ? null : await runWith(lock, fn);
+}
+
+/** Runs `fn` with `lock`, and releases it afterwards: see `withLock()`. */
+export async function runWith<T>(
+  lock: DistributedLock,
+  fn: (lock: DistributedLock) => T | Promise<T>,
+): Promise<T> {
   let result: T;
   try {
     result = await fn(lock);
@@ -481,6 +492,30 @@ let finish: (lock: DistributedLock) => Promise<LockLostError | undefined>;
 let claimsOf: (lock: DistributedLock) => readonly Claim[];
 
 /**
+ * Adds `byMs` milliseconds to what is left of a lock's lease, or takes them off,
+ * for an older API.
+ *
+ * @returns `false` where nothing would be left: then nothing was done.
+ * @throws As `extend()` of a lock does.
+ */
+export let prolong: (lock: DistributedLock, byMs: number) => Promise<boolean>;
+
+/**
+ * Gives a held lock an owner of the caller's choice, for an older API: another
+ * handle for it, while that one holds no more. `null` where it is not held.
+ *
+ * Acquired under a name of our own draw, as two who choose the same name would
+ * both be taken for the holder.
+ */
+export let rename: (
+  lock: DistributedLock,
+  owner: string,
+) => Promise<DistributedLock | null>;
+
+/** Renews a held lock in the background from now on, or no more. */
+export let keepExtending: (lock: DistributedLock, isWanted: boolean) => void;
+
+/**
  * One lock: held once {@linkcode acquireLock} hands it out, then released or
  * lost.
  *
@@ -503,10 +538,13 @@ export class DistributedLock implements AsyncDisposable {
   static {
     finish = (lock) => lock.#finish();
     claimsOf = (lock) => [lock, ...lock.#others].map((one) => one.#claim);
+    prolong = (lock, byMs) => lock.#prolong(byMs);
+    rename = (lock, owner) => lock.#rename(owner);
+    keepExtending = (lock, isWanted) => lock.#keepExtending(isWanted);
   }
 
   readonly #backend: Backend;
-  readonly #terms: Terms;
+  #terms: Terms;
   #claim: Claim;
   #keeper: Keeper | undefined;
   /** Whether the owner is our own draw, so that each hold can have another. */
@@ -742,6 +780,58 @@ export class DistributedLock implements AsyncDisposable {
       ...this.#others.map((other) => other.extend(ttl)),
     ]));
     this.assertHeld();
+  }
+
+  async #prolong(byMs: number): Promise<boolean> {
+    this.assertHeld();
+    const all = [this, ...this.#others].map((one) => one.#keeper!);
+    const areLeft = await Promise.all(all.map((one) => one.prolong(byMs)));
+    if (!areLeft.every((isLeft) => isLeft)) return false;
+    this.assertHeld();
+    return true;
+  }
+
+  async #rename(owner: string): Promise<DistributedLock | null> {
+    const backend = this.#backend;
+    const keeper = this.#keeper!;
+    let verdict: Verdict;
+    try {
+      verdict = await backend.rename!(this.#claim, owner);
+    } catch (error) {
+      // It may have come about: one of the two names is what is to be freed.
+      backend.discard({ ...this.#claim, owner });
+      void this.#finish();
+      throw error;
+    }
+    const { lease, terms } = keeper;
+    const claim = { ...this.#claim, owner };
+    keeper.turn?.drop(this.owner);
+    keeper.turn = undefined;
+    if (verdict !== "done" || lease === undefined) {
+      if (verdict === "done") backend.discard(claim);
+      else void this.#finish();
+      return null;
+    }
+    keeper.release();
+    this.#mayBeThere = false;
+    const { asked, ms, isShort } = lease;
+    const renamed = new Keeper(
+      backend,
+      claim,
+      asked,
+      terms,
+      keeper.fencingToken,
+      ms,
+      isShort,
+    );
+    renamed.watch();
+    return handle(backend, renamed);
+  }
+
+  #keepExtending(isWanted: boolean): void {
+    this.#terms = { ...this.#terms, autoExtend: isWanted };
+    this.#keeper?.keepOn(this.#terms);
+    for (const other of this.#others) other.#keepExtending(isWanted);
   }
 
   /**

@@ -7,6 +7,7 @@
 
 import {
   type Backend,
+  type Bursts,
   type Called,
   type Claim,
   type Ears,
@@ -26,6 +27,7 @@ import {
   type Verdict,
   type Wish,
 } from "../core/backend.ts";
+import { askBurst, type Burst, joinBurst } from "../core/bursts.ts";
 import { afterwards, type Clock, systemClock } from "../core/clock.ts";
 import type { LockEvent } from "../core/events.ts";
 
@@ -114,8 +116,19 @@ class MemoryBackend implements Backend {
       if (this.#look(key)?.owner === keptFor(watcher)) this.#tell(key);
     },
   };
+  readonly bursts: Bursts = {
+    join: (key, waitMs) => {
+      const now = this.clock.now();
+      return Promise.resolve(joinBurst(this.#burst(key, now), waitMs, now));
+    },
+    ask: (call) => {
+      const now = this.clock.now();
+      return Promise.resolve(askBurst(this.#burst(call.key, now), call, now));
+    },
+  };
   readonly clock: Clock;
   readonly onEvent: ((event: LockEvent) => void) | undefined;
+  readonly #bursts = new Map<string, Burst>();
   readonly #rows = new Map<string, Row>();
   /** Who waits for each key, in order. */
   readonly #lines = new Map<string, (Wish & { ticket: number })[]>();
@@ -218,6 +231,39 @@ class MemoryBackend implements Backend {
       }
       return verdict;
     }));
+  }
+
+  prolong(hold: Hold, byMs: number): Promise<Standing> {
+    const verdict = this.#judge(hold);
+    if (verdict !== "done") return Promise.resolve({ verdict, leftMs: 0 });
+    const row = this.#rows.get(hold.key)!;
+    const leftMs = Math.max(0, row.expiresAt + byMs - this.clock.now());
+    if (leftMs > 0) row.expiresAt += byMs;
+    return Promise.resolve({ verdict, leftMs });
+  }
+
+  rename(hold: Hold, owner: string): Promise<Verdict> {
+    const verdict = this.#judge(hold);
+    if (verdict === "done") {
+      this.#rows.set(hold.key, { ...this.#rows.get(hold.key)!, owner });
+    }
+    return Promise.resolve(verdict);
+  }
+
+  /** The burst of `key`; those that are over are dropped on the way. */
+  #burst(key: string, now: number): Burst {
+    for (const [other, { expiresAt }] of this.#bursts) {
+      if (expiresAt > now) break;
+      this.#bursts.delete(other);
+    }
+    const burst = this.#bursts.get(key) ?? {
+      ...{ last: 0, at: -Infinity, waitMs: 0 },
+      ...{ ran: 0, by: 0, ranAt: -Infinity, dueAt: now, expiresAt: Infinity },
+    };
+    // Behind all others: about in the order in which they end.
+    this.#bursts.delete(key);
+    this.#bursts.set(key, burst);
+    return burst;
   }
 
   release(hold: Hold): Promise<Verdict> {

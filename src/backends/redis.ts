@@ -3,6 +3,7 @@
 import type { Port } from "../clients/port.ts";
 import {
   type Backend,
+  type Bursts,
   type Called,
   type Claim,
   type Ears,
@@ -30,12 +31,15 @@ import { Inbox } from "./inbox.ts";
 import {
   ACQUIRE_ALL,
   ACQUIRE_FENCED,
+  ASK_BURST,
+  END_AT,
   EXTEND,
   FORCE_RELEASE,
   FORGET,
   HAND_OVER,
   INQUIRE,
   INSPECT,
+  JOIN_BURST,
   LINE_MS,
   RAISE_FENCE,
   refusal,
@@ -45,8 +49,10 @@ import {
   RELEASE_PLAIN,
   RELEASE_TELLING,
   REMIND,
+  RENAME,
   run,
   runThen,
+  type Script,
   STAND,
   toCall,
   TRY_OR_WATCH,
@@ -103,6 +109,14 @@ export class RedisBackend implements Backend {
   readonly notices: RedisNotices | undefined;
   /** Where the client can send WAIT along. */
   readonly confirm: Backend["confirm"];
+  readonly bursts: Bursts = {
+    join: (key, waitMs) => this.#burst(key, JOIN_BURST, [String(waitMs)]),
+    ask: ({ key, number, waitMs, nextMs }) => {
+      const next = nextMs === undefined ? "" : String(Math.ceil(nextMs));
+      const args = [number.toFixed(), String(waitMs), next] as const;
+      return this.#burst(key, ASK_BURST, args);
+    },
+  };
   readonly tryAcquireAll: Backend["tryAcquireAll"];
   /** In a Cluster, where one script may touch one slot only. */
   readonly areTogether: Backend["areTogether"];
@@ -333,6 +347,41 @@ export class RedisBackend implements Backend {
       // A chain is not redirected: a command by itself is, and all after it.
       if (isPassing(error)) await this.extend(claims);
       throw error;
+    }
+  }
+
+  async prolong({ key, owner }: Hold, byMs: number): Promise<Standing> {
+    try {
+      const keys = [key] as const;
+      const now = await run(this.#port, END_AT, keys, [owner, ""]);
+      const leftMs = Math.max(0, now.leftMs + byMs);
+      if (now.verdict !== "done" || leftMs === 0 || leftMs === Infinity) {
+        return { verdict: now.verdict, leftMs };
+      }
+      const at = Math.round(now.endsAt + byMs).toFixed();
+      return await run(this.#port, END_AT, keys, [owner, at]);
+    } catch (cause) {
+      throw failure("extend", key, cause);
+    }
+  }
+
+  async rename({ key, owner }: Hold, name: string): Promise<Verdict> {
+    try {
+      return await run(this.#port, RENAME, [key], [owner, name]);
+    } catch (cause) {
+      throw failure("acquire", key, cause);
+    }
+  }
+
+  async #burst<const Args extends readonly string[], Word>(
+    key: string,
+    script: Script<readonly ["burst"], Args, Word>,
+    args: { [I in keyof Args]: string },
+  ): Promise<Word> {
+    try {
+      return await run(this.#port, script, [companion(key, "burst")], args);
+    } catch (cause) {
+      throw failure("debounce", key, cause);
     }
   }
 
@@ -882,9 +931,9 @@ function keysOf(key: string): [string, string, string] {
 
 /**
  * What is kept beside a key: who stands in line, who is to be told of a release,
- * the last token drawn, the newest seen.
+ * the last token drawn, the newest seen, the calls of a burst.
  */
-type Companion = "line" | "watch" | "fence" | "seen";
+type Companion = "line" | "watch" | "fence" | "seen" | "burst";
 
 /**
  * A key beside `key`, in the slot of a Cluster where that is: by the hash tag

@@ -1,7 +1,9 @@
 /** The Lua that runs on the server, and how it is called. */
 
 import type { Port } from "../clients/port.ts";
+import { BURST_MS, NEAR_MS, SOON_MS } from "../core/bursts.ts";
 import {
+  type BurstWord,
   type Called,
   GRANTED,
   type HandOver,
@@ -28,6 +30,8 @@ export interface Script<
   readonly decode: (reply: unknown) => Result;
   /** By which a server that has seen it knows it; worked out at first use. */
   sha: string | undefined;
+  /** The same while it is being worked out. */
+  digest?: Promise<string>;
 }
 
 /** Names keys and arguments once: the script gets its locals, the call its types. */
@@ -151,6 +155,107 @@ return {now == owner and 1 or now and -1 or 0, redis.call("PTTL", lock)}`,
   decode(reply) {
     const [verdict, leftMs] = reply as unknown[];
     return { verdict: toVerdict(verdict), leftMs: toLeftMs(leftMs) };
+  },
+});
+
+/** When the hold of `owner` ends, by the server's clock; with `at`, it ends then
+ * instead. By the moment and not by so much more, so that it can be sent twice.
+ * Without an expiry it does not end, and is left alone. */
+export const END_AT = define({
+  keys: ["lock"],
+  args: ["owner", "at"],
+  lua: `local holder = redis.call("GET", lock)
+if holder ~= owner then return {holder and -1 or 0} end
+if at ~= "" then redis.call("PEXPIREAT", lock, at) end
+local time = redis.call("TIME")
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local left = redis.call("PTTL", lock)
+return {1, left, string.format("%.0f", now + left)}`,
+  decode(reply) {
+    const [verdict, leftMs, endsAt] = reply as unknown[];
+    const standing = { verdict: toVerdict(verdict), leftMs: toLeftMs(leftMs) };
+    return { ...standing, endsAt: Number(endsAt) };
+  },
+});
+
+/** Makes the lock of `owner` that of another, for as long as it has. Sent again
+ * it finds that done. */
+export const RENAME = define({
+  keys: ["lock"],
+  args: ["owner", "name"],
+  lua: `local holder = redis.call("GET", lock)
+if holder == name then return 1 end
+if holder ~= owner then return holder and -1 or 0 end
+local left = redis.call("PTTL", lock)
+redis.call("SET", lock, name, "PX", math.max(1, left))
+return 1`,
+  decode: toVerdict,
+});
+
+/** What bursts.ts has for memory, in Lua: `last` and `ran` are numbers, and the
+ * server's µs. */
+const BURST = `local time = redis.call("TIME")
+local now = time[1] * 1000000 + time[2]
+local function number(it) return string.format("%.0f", it) end
+local function keep(wait)
+  redis.call("PEXPIRE", burst, number(4 * wait / 1000 + ${BURST_MS}))
+end
+`;
+
+/** Has a call join a burst. */
+export const JOIN_BURST = define({
+  keys: ["burst"],
+  args: ["waitMs"],
+  lua: `${BURST}local had = redis.call("HMGET", burst, "last", "ran")
+local last, ran = tonumber(had[1] or 0), tonumber(had[2] or 0)
+local wait = waitMs * 1000
+if last <= ran then redis.call("HSET", burst, "due", number(now + 2 * wait)) end
+last = math.max(last + 1, now)
+redis.call("HSET", burst, "last", number(last), "at", number(now),
+  "wait", number(wait))
+keep(wait)
+return number(last)`,
+  decode: (reply) => Number(reply),
+});
+
+/** What a call of a burst is to do. */
+export const ASK_BURST = define({
+  keys: ["burst"],
+  args: ["mine", "waitMs", "nextMs"],
+  lua: `${BURST}local had = redis.call("HMGET", burst,
+  "last", "at", "wait", "ran", "by", "ranAt", "due")
+if had[5] == mine then return {1} end
+local ran = tonumber(had[4] or 0)
+local me, wait = tonumber(mine), waitMs * 1000
+if me <= ran then return {0} end
+local last, at = tonumber(had[1] or 0), tonumber(had[2] or 0)
+local lastWait = tonumber(had[3] or 0)
+local function take(upTo)
+  redis.call("HSET", burst, "ran", number(upTo), "by", mine,
+    "ranAt", number(now), "due", number(now + wait))
+  keep(wait)
+  return {1}
+end
+local function again(at) return {2, math.ceil((at - now) / 1000)} end
+local soonest = had[6] and tonumber(had[6]) + wait or 0
+if me == last then
+  return now >= soonest and take(me) or again(soonest)
+end
+if nextMs == "0" then return {0} end
+local due = math.max(tonumber(had[7] or now), soonest)
+if now >= due then return take(me) end
+local ends = math.max(at + lastWait, soonest)
+local dead = ends + math.min(math.max(lastWait / 2, 250000), 5000000)
+if now >= dead then return take(math.max(last, me)) end
+local ask = math.min(due, now < ends and ends + ${SOON_MS}000 or dead)
+if nextMs ~= "" and now + nextMs * 1000 <= ask + ${NEAR_MS}000 then
+  return {0}
+end
+return again(ask)`,
+  decode(reply): BurstWord {
+    const [word, inMs] = reply as unknown[];
+    if (Number(word) === 2) return Number(inMs);
+    return Number(word) === 1 ? "run" : "done";
   },
 });
 
@@ -633,7 +738,9 @@ export function runThen<
     return port.eval(script.lua, keys, args).then(decoded, fail);
   }
   if (script.sha === undefined) {
-    return sha1(script.lua).then((sha) => {
+    // One for all who come meanwhile: each its own, they would change places.
+    script.digest ??= sha1(script.lua);
+    return script.digest.then((sha) => {
       script.sha = sha;
       return runThen(port, script, keys, args, then, fail);
     });

@@ -147,7 +147,7 @@ function keep(
 ): Keeper {
   const { key, ttlMs } = claim;
   const tookMs = clockOf(backend).now() - asked.now;
-  if (tookMs < ttlMs - driftMs(ttlMs)) {
+  if (tookMs < ttlMs - driftMs(ttlMs, terms.driftFactor)) {
     return new Keeper(backend, claim, asked, terms, fencingToken);
   }
   // The whole lease went by before the answer came: ours it may be no more.

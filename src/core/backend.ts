@@ -117,6 +117,14 @@ export interface Backend {
     claims: readonly Claim[],
     replicas: number,
   ): Promise<number | Exclude<Verdict, "done">>;
+  /**
+   * Adds `byMs` to what is left of the hold, or takes it off, by the server's
+   * clock; safe to send twice. How it stands then; where nothing would be left
+   * it does nothing, and that is 0.
+   */
+  prolong?(hold: Hold, byMs: number): Promise<Standing>;
+  /** Makes the hold that of another owner, for as long as it would last. */
+  rename?(hold: Hold, owner: string): Promise<Verdict>;
   /** Frees the key, if it is still ours; who stands in line for it is next. */
   release(hold: Hold): Promise<Verdict>;
   /** The same of several keys, with one command where nobody wants them. */
@@ -134,6 +142,8 @@ export interface Backend {
   readonly notices?: Notices | undefined;
   /** Where there is no line: watches a key for one who waits for it. */
   watch?(key: string): Watch;
+  /** Calls that come in bursts, of which one is to run. */
+  readonly bursts?: Bursts | undefined;
   /** How a hold stands, without changing it. */
   inquire(hold: Hold): Promise<Standing>;
   /** Who has a key, whoever it is. */
@@ -307,6 +317,35 @@ export interface Watch {
   tryAcquire(claim: Claim, isFenced: boolean): Promise<Grant | Refusal>;
   /** Is called no more. */
   close(): void;
+}
+
+/** A call of a burst, whose wait is over. */
+export interface BurstCall {
+  /** By which calls belong together. */
+  readonly key: string;
+  /** Its number, as it was given. */
+  readonly number: number;
+  /** For how many milliseconds it waits. */
+  readonly waitMs: number;
+  /** In how many milliseconds a later one of this process asks, if any does. */
+  readonly nextMs?: number | undefined;
+}
+
+/**
+ * What a call is to do: it is the one to `run`; it is `done`, as another ran or
+ * will; or to ask again, in so many milliseconds.
+ */
+export type BurstWord = "run" | "done" | number;
+
+/**
+ * Bursts of calls, across processes. The last call of a burst runs; in one that
+ * does not end, one call a wait; and never two within one wait.
+ */
+export interface Bursts {
+  /** Has a call join the burst of `key`: its number, greater than all before. */
+  join(key: string, waitMs: number): Promise<number>;
+  /** What a call is to do now. Told twice, it is told the same. */
+  ask(call: BurstCall): Promise<BurstWord>;
 }
 
 /** A write that is refused if it comes from a holder of the past. */

@@ -85,7 +85,7 @@ export function within<T>(
 export function pause(
   clock: Clock,
   ms: number,
-  signal: AbortSignal | undefined,
+  signal?: AbortSignal,
 ): Promise<void> {
   return new Promise((resolve, reject) => {
     const abort = () => {

@@ -33,6 +33,8 @@ export interface Terms {
   readonly maxHoldMs: number;
   /** Whether to draw a fencing token. */
   readonly fencing: boolean;
+  /** How differently clocks may run, if not by one percent. */
+  readonly driftFactor?: number | undefined;
   /** Gives up acquiring: rejects with its reason, and nothing stays behind. */
   readonly signal?: AbortSignal | undefined;
 }
@@ -167,6 +169,7 @@ export class Keeper {
   keepOn(terms: Terms): void {
     this.terms = terms;
     if (!this.#isRenewed) renewalOf(this.#backend).drop(this);
+    else if (this.remainingMs > 0) this.#plan();
   }
 
   /** The lease that counts, while it is held. Judges. */
@@ -233,16 +236,24 @@ export class Keeper {
    * @throws {LockBackendError} The server could not be asked.
    */
   async extend(ttlMs: number): Promise<void> {
-    const before = this.#underWay;
-    const turn = (async () => {
-      await before;
-      if (this.remainingMs === 0) return undefined;
+    await this.#byHandOnce(async () => {
       const asked = this.asks(ttlMs);
       this.#sentByHandAt = asked.now;
       const claim = { ...this.claim, ttlMs };
       const [answer] = await extendAll(this.#backend, [claim]);
       this.answered(answer, asked, ttlMs);
       return answer;
+    });
+  }
+
+  /** Does `extend` once what is under way has been answered, if it is held. */
+  async #byHandOnce(
+    extend: () => Promise<Verdict | LockBackendError | undefined>,
+  ): Promise<void> {
+    const before = this.#underWay;
+    const turn = (async () => {
+      await before;
+      return this.remainingMs === 0 ? undefined : await extend();
     })();
     this.#byHand++;
     this.isUnderWay(turn);
@@ -261,13 +272,72 @@ export class Keeper {
   }
 
   /**
+   * Adds `byMs` to what is left, or takes it off, and changes nothing else.
+   *
+   * @returns Whether anything would be left; if not, nothing was done.
+   * @throws {LockLostError} It was lost before there was an answer.
+   * @throws {LockBackendError} The server could not be asked.
+   */
+  async prolong(byMs: number): Promise<boolean> {
+    // What is added to is the lease that was wished for.
+    if (this.#isShort) await this.extend(this.claim.ttlMs);
+    let isLeft = true;
+    await this.#byHandOnce(async () => {
+      const ttlMs = this.#ttlMs + byMs;
+      const passedMs = this.#clock.now() - this.#asked.now;
+      if (passedMs >= ttlMs - this.#driftMs(ttlMs)) {
+        isLeft = false;
+        return undefined;
+      }
+      const asked = moment(this.#clock);
+      this.#unanswered ??= "pending";
+      // The server may have the shorter one long before we hear of it.
+      if (byMs < 0) this.#count(this.#asked, ttlMs);
+      this.#sentByHandAt = asked.now;
+      const answer = await this.#askToProlong(byMs);
+      if (answer instanceof LockBackendError) {
+        this.answered(answer, asked, ttlMs);
+        return answer;
+      }
+      const { verdict, leftMs } = answer;
+      isLeft = verdict !== "done" || leftMs > 0;
+      const knownMs = Math.min(leftMs, Number.MAX_SAFE_INTEGER);
+      if (isLeft) this.answered(verdict, asked, knownMs);
+      return verdict;
+    });
+    return isLeft;
+  }
+
+  async #askToProlong(byMs: number): Promise<Standing | LockBackendError> {
+    const { key } = this.claim;
+    try {
+      if (this.#backend.prolong !== undefined) {
+        return await this.#backend.prolong(this.claim, byMs);
+      }
+      // By our own clock, which is a moment behind the server's.
+      const passedMs = this.#clock.now() - this.#asked.now;
+      const leftMs = this.#ttlMs + Math.max(0, byMs) - passedMs;
+      const claim = { ...this.claim, ttlMs: Math.max(1, Math.round(leftMs)) };
+      const [verdict] = await extendAll(this.#backend, [claim]);
+      return verdict instanceof LockBackendError
+        ? verdict
+        : { verdict, leftMs: claim.ttlMs };
+    } catch (cause) {
+      return cause instanceof LockBackendError
+        ? cause
+        : new LockBackendError(key, `Cannot extend "${key}"`, cause);
+    }
+  }
+
+  /**
    * A lease of `ttlMs` is asked for now. Should it be the shorter, it counts
    * from now on: the server may have it long before we hear of it.
    */
   asks(ttlMs: number): Moment {
     const asked = moment(this.#clock);
     this.#unanswered ??= "pending";
-    if (ttlMs - driftMs(ttlMs) < this.remainingMs) this.#count(asked, ttlMs);
+    const validMs = ttlMs - this.#driftMs(ttlMs);
+    if (validMs < this.remainingMs) this.#count(asked, ttlMs);
     return asked;
   }
 
@@ -340,14 +410,18 @@ export class Keeper {
     this.#stop();
   }
 
+  #driftMs(ttlMs: number): number {
+    return driftMs(ttlMs, this.terms.driftFactor);
+  }
+
   /** How long the lease can be known to last, from when it was asked for. */
   get #validMs(): number {
-    return this.#ttlMs - driftMs(this.#ttlMs);
+    return this.#ttlMs - this.#driftMs(this.#ttlMs);
   }
 
   /** By how much two clocks may differ before one is disbelieved. */
   get #unsureMs(): number {
-    return Math.max(driftMs(this.#ttlMs), UNSURE_MS);
+    return Math.max(this.#driftMs(this.#ttlMs), UNSURE_MS);
   }
 
   /** Whether somebody is to be told of a loss as it happens. */

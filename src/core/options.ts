@@ -81,7 +81,19 @@ export interface Settings {
   readonly waitMs: number;
   readonly localTurns: number;
   readonly replicas: number;
+  readonly isUnhurried: boolean;
+  readonly driftFactor: number | undefined;
 }
+
+/** What only the faces of older APIs ask for. */
+export interface Manner {
+  /** Whether patience does not count until the server has said a first no. */
+  readonly isUnhurried?: boolean;
+  /** How differently clocks may run, as a part of the lease. */
+  readonly driftFactor?: number;
+}
+
+const PLAIN: Manner = {};
 
 const DEFAULTS: Settings = {
   ttlMs: 30_000,
@@ -95,6 +107,8 @@ const DEFAULTS: Settings = {
   waitMs: 0,
   localTurns: 16,
   replicas: 0,
+  isUnhurried: false,
+  driftFactor: undefined,
 };
 const DEFAULTS_SCOPED: Settings = { ...DEFAULTS, autoExtend: true };
 
@@ -203,14 +217,16 @@ export function readTtl(action: string, ttl: unknown): number {
   return ttlMs;
 }
 
+/** How differently clocks may run, as a part: as in the Redlock specification. */
+const DRIFT_FACTOR = 0.01;
+
 /**
  * How much sooner than the server we take a lease to be over: the clocks of
  * two machines run at different speeds, and expiry is kept to the millisecond.
- * One percent and 2 ms, as in the Redlock specification; for a lease of a few
- * milliseconds no more than half of it.
+ * A part of it and 2 ms; for a lease of a few milliseconds no more than half.
  */
-export function driftMs(ttlMs: number): number {
-  return Math.min(ttlMs * 0.01 + 2, ttlMs / 2);
+export function driftMs(ttlMs: number, factor: number = DRIFT_FACTOR): number {
+  return Math.min(ttlMs * factor + 2, ttlMs / 2);
 }
 
 /**
@@ -219,11 +235,13 @@ export function driftMs(ttlMs: number): number {
  * @param action What the call was to do, for messages.
  * @param options As the caller gave them.
  * @param isScoped Whether the lock ends with a function: then it is renewed.
+ * @param manner What an older API asks for, along with options.
  */
 export function readOptions(
   action: string,
   options: unknown,
   isScoped: boolean,
+  { isUnhurried = false, driftFactor }: Manner = PLAIN,
 ): Settings {
   const defaults = isScoped ? DEFAULTS_SCOPED : DEFAULTS;
   if (options === undefined) return defaults;
@@ -306,6 +324,8 @@ export function readOptions(
     waitMs: waitMs ?? defaults.waitMs,
     localTurns: localTurns ?? defaults.localTurns,
     replicas: replicas ?? defaults.replicas,
+    isUnhurried,
+    driftFactor,
   };
 }
 

@@ -102,6 +102,7 @@ function unlessAborted<T>(
  * they would take each other's votes.
  *
  * @param terms With a signal, which aborts with `late` when patience ends.
+ * @param first What the first try came to, if that was made already.
  * @throws The signal's reason, as a rejection; but for `late` the last refusal
  * is the result, where there was one.
  * @throws {LockBackendError} As a rejection: the server could not be asked.
@@ -112,6 +113,7 @@ export async function poll(
   terms: PatientTerms,
   late: LockBackendError,
   label: string | undefined,
+  first?: Refusal,
 ): Promise<Keeper | Refusal> {
   const { signal } = terms;
   const { key } = claim;
@@ -135,7 +137,7 @@ export async function poll(
     if (isWatching) await unlessAborted(signal, watch!.open());
     for (let pauseMs = FIRST_MS;;) {
       isCalled = false;
-      const answer = await acquire(
+      const answer = first ?? await acquire(
         backend,
         claim,
         terms,
@@ -145,6 +147,7 @@ export async function poll(
         if (isPassing(error)) return error;
         throw error;
       });
+      first = undefined;
       const isFailure = answer instanceof LockBackendError;
       if (!isFailure && !("granted" in answer)) return answer;
       group.last = answer;

@@ -162,6 +162,11 @@ export class LocalTurn {
     this.#room.seat(this, owner, lease);
   }
 
+  /** The hold of `owner` goes on by another name: it is passed on no more. */
+  drop(owner: string): void {
+    this.#room.drop(this, owner);
+  }
+
   /**
    * Gives the key back, for the next in line, and stands there again. What
    * became of it is heard before the next one learns that it has the key.
@@ -613,6 +618,16 @@ export class Room {
     );
   }
 
+  /** Ends a turn, and not the hold: who is left of us stands in line. */
+  drop(turn: LocalTurn, owner: string): void {
+    const { party } = turn;
+    this.#seated.delete(owner);
+    if (party.turn !== turn) return;
+    party.turn = undefined;
+    if (party.waiters.length === 0) this.#close(party);
+    else if (party.wish === undefined) this.#begin(party);
+  }
+
   /** Ends a turn: the key goes to the next in line, and the party behind. */
   end<T>(
     turn: LocalTurn,
@@ -706,7 +721,7 @@ export class Room {
           waiter.wait(
             this.#clock,
             GRACE_MS,
-            () => this.#depart(party, waiter, reason, true),
+            () => this.#depart(party, waiter, reason, !waiter.isUnhurried),
           );
           return;
         }

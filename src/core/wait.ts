@@ -22,6 +22,8 @@ export interface Patience {
   readonly localTurns: number;
   /** By what name it is to be known to those who look on. */
   readonly label?: string | undefined;
+  /** Whether patience does not count until the server has said a first no. */
+  readonly isUnhurried?: boolean | undefined;
 }
 
 /**
@@ -50,8 +52,10 @@ export function wait<T>(
   if (backend.findLine === undefined) {
     return tryAgain(backend, claim, terms, patience).then(settle);
   }
-  return find(backend, claim.key, patience).then(({ line, waitMs }) => {
-    const rest = { ...patience, waitMs };
+  const { isUnhurried } = patience;
+  const hurry = isUnhurried ? { ...patience, waitMs: Infinity } : patience;
+  return find(backend, claim.key, hurry).then(({ line, waitMs }) => {
+    const rest = isUnhurried ? patience : { ...patience, waitMs };
     return line === undefined
       ? tryAgain(backend, claim, terms, rest).then(settle)
       : waitInLine(roomOf(backend, line), claim, terms, rest, settle);
@@ -59,18 +63,24 @@ export function wait<T>(
 }
 
 /** Tries again and again, for as long as patience lasts. */
-function tryAgain(
+async function tryAgain(
   backend: Backend,
   claim: Claim,
   terms: Terms,
-  { waitMs, label }: Patience,
+  { waitMs, label, isUnhurried }: Patience,
 ): Promise<Keeper | Refusal> {
-  return withPatience(
+  let first: Refusal | undefined;
+  if (isUnhurried) {
+    const answer = await acquire(backend, claim, terms, (answer) => answer);
+    if (answer instanceof Keeper) return answer;
+    first = answer;
+  }
+  return await withPatience(
     backend,
     claim.key,
     terms,
     waitMs,
-    (terms, late) => poll(backend, claim, terms, late, label),
+    (terms, late) => poll(backend, claim, terms, late, label, first),
   );
 }
 
@@ -135,12 +145,14 @@ function tryInPassing<T>(
   settle: (answer: Keeper | Refusal) => T,
 ): Promise<T> {
   const { key } = claim;
-  const { waitMs } = patience;
+  const { isUnhurried } = patience;
+  const waitMs = isUnhurried ? Infinity : patience.waitMs;
   return new Promise((resolve, reject) => {
     const late = () => reject(unanswered(key, waitMs));
     const attempt = room.watch(key, waitMs, late);
     const goOn = (isRefused: boolean) => {
-      const rest = { ...patience, waitMs: room.unwatch(attempt) };
+      const leftMs = room.unwatch(attempt);
+      const rest = isUnhurried ? patience : { ...patience, waitMs: leftMs };
       resolve(
         waitInLine(room, claim, terms, rest, settle, isRefused),
       );
@@ -201,6 +213,7 @@ export class Waiter {
   readonly terms: Terms;
   readonly waitMs: number;
   readonly localTurns: number;
+  readonly isUnhurried: boolean;
   /** Whether it waits no more. */
   isOver = false;
   readonly #answer: (answer: Keeper | Refusal) => void;
@@ -211,7 +224,7 @@ export class Waiter {
   constructor(
     claim: Claim,
     terms: Terms,
-    { waitMs, localTurns, label }: Patience,
+    { waitMs, localTurns, label, isUnhurried = false }: Patience,
     answer: (answer: Keeper | Refusal) => void,
     reject: (reason: unknown) => void,
   ) {
@@ -220,6 +233,7 @@ export class Waiter {
     this.terms = terms;
     this.waitMs = waitMs;
     this.localTurns = localTurns;
+    this.isUnhurried = isUnhurried;
     this.#answer = answer;
     this.#reject = reject;
   }
