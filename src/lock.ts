@@ -147,8 +147,9 @@ function take(
     if (others.length > 0) {
       return takeSeveral(backend, [key, ...others], settings);
     }
-    const { label, ttlMs } = settings;
-    const claim = { key, owner: drawOwner(label), ttlMs };
+    const { label, ttlMs, fencing } = settings;
+    const owner = drawOwner(label, undefined, fencing);
+    const claim = { key, owner, ttlMs };
     return attempt(backend, claim, settings, settings, (answer) => {
       if (answer instanceof Keeper) return handle(backend, answer);
       return refused(key, answer, settings);
@@ -176,12 +177,13 @@ async function takeSeveral(
   keys: readonly string[],
   settings: Settings,
 ): Promise<DistributedLock | null> {
-  const { label, ttlMs, waitMs } = settings;
+  const { label, ttlMs, waitMs, fencing } = settings;
+  const draw = () => drawOwner(label, undefined, fencing);
   const clock = clockOf(backend);
   const until = clock.now() + waitMs;
   let refusal: Refusal | undefined;
   if (backend.tryAcquireAll !== undefined) {
-    const owner = drawOwner(label);
+    const owner = draw();
     const claims = keys.map((key) => ({ key, owner, ttlMs }));
     const tellers = claims.map((claim) =>
       backend.onEvent ? telling(backend, claim, same) : same
@@ -208,7 +210,7 @@ async function takeSeveral(
   const keepers: Keeper[] = [];
   try {
     for (const key of keys) {
-      const claim = { key, owner: drawOwner(label), ttlMs };
+      const claim = { key, owner: draw(), ttlMs };
       const leftMs = waitMs === 0 ? 0 : Math.max(1, until - clock.now());
       const patience = { ...settings, waitMs: leftMs };
       const answer = await attempt(backend, claim, meanwhile, patience, same);
@@ -657,7 +659,8 @@ export class DistributedLock implements AsyncDisposable {
     // A release under way, or one that failed, could free the new hold.
     await this.release();
     if (this.#keeper !== undefined && this.#isDrawn) {
-      const owner = drawOwner(labelOf(this.#claim.owner));
+      const label = labelOf(this.#claim.owner);
+      const owner = drawOwner(label, undefined, this.#terms.fencing);
       this.#claim = { ...this.#claim, owner };
     }
     const answer = await attempt(

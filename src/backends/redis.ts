@@ -343,8 +343,7 @@ export class RedisBackend implements Backend {
 
   async inspect(key: string): Promise<Entry> {
     try {
-      const keys = [key, companion(key, "fence")] as const;
-      return await run(this.#port, INSPECT, keys, []);
+      return await run(this.#port, INSPECT, keysOf(key), []);
     } catch (cause) {
       throw failure("inspect", key, cause);
     }

@@ -3,14 +3,16 @@
 import type { Port } from "../clients/port.ts";
 import {
   type Called,
+  type Entry,
   GRANTED,
   type HandOver,
+  LINE_SHOWN,
   type Place,
   type Refusal,
   type Turn,
   type Verdict,
 } from "../core/backend.ts";
-import { OWNER_LENGTH } from "../core/keys.ts";
+import { drewToken, OWNER_LENGTH } from "../core/keys.ts";
 
 /** One value for each name. */
 type Values<Names extends readonly string[]> = { [I in keyof Names]: string };
@@ -517,23 +519,46 @@ end`,
   decode: () => {},
 });
 
-/** Who has the lock, for how long, and the last token drawn for it. */
+/** Who has the lock, for how long, the last token drawn for it, and who stands
+ * in line. A token is the time at which it was drawn, unless the clock was set
+ * back since: then it is of no use for that. */
 export const INSPECT = define({
-  keys: ["lock", "fence"],
+  keys: ["lock", "line", "fence"],
   args: [],
   // With a character before it the owner, which may be anybody's, is no JSON:
   // Upstash's client would make something else of that.
   lua: `local owner = redis.call("GET", lock)
+local time = redis.call("TIME")
 return {
-  owner and "=" .. owner, redis.call("PTTL", lock), redis.call("GET", fence)
+  owner and "=" .. owner, redis.call("PTTL", lock), redis.call("GET", fence),
+  time[1], time[2], redis.call("ZCARD", line),
+  redis.call("ZRANGE", line, 0, ${LINE_SHOWN - 1}, "WITHSCORES")
 }`,
-  decode(reply) {
-    const [owner, leftMs, token] = reply as unknown[];
+  decode(reply): Entry {
+    const [holder, leftMs, token, seconds, micros, waiting, members] =
+      reply as unknown[];
     const left = toLeftMs(leftMs);
+    const now = toMs(String(seconds), String(micros));
+    const since = (drawn: unknown) => now - Number(drawn) / 1000;
+    const owner = holder === null ? undefined : String(holder).slice(1);
+    const fencingToken = token === null ? undefined : Number(token);
+    const heldMs = owner !== undefined && drewToken(owner) && fencingToken
+      ? since(fencingToken)
+      : -1;
     return {
-      owner: owner === null ? undefined : String(owner).slice(1),
+      owner,
       leftMs: Number.isFinite(left) ? left : undefined,
-      fencingToken: token === null ? undefined : Number(token),
+      fencingToken,
+      heldMs: heldMs >= 0 ? heldMs : undefined,
+      waiting: Number(waiting),
+      // Member and score by turns: nested by a client that speaks RESP3 only
+      // outside of scripts.
+      line: (members as unknown[]).flatMap((member, i, all) =>
+        i % 2 === 1 ? [] : [{
+          owner: String(member).replace(/^\d+ \d+ /, ""),
+          waitedMs: Math.max(0, since(all[i + 1])),
+        }]
+      ),
     };
   },
 });
