@@ -225,7 +225,10 @@ function connectSome(
       // Its promise only says that the connection is closed; this says why.
       let last: unknown;
       client.on("error", (error: unknown) => last ??= error);
-      client.connect().then(() => client.ping()).then(
+      const { db = 0 } = client.options;
+      // The client chooses the database by itself, and is silent if it can't.
+      const greet = () => db > 0 ? client.select(db) : client.ping();
+      client.connect().then(greet).then(
         () => reached++,
         (error: unknown) => {
           // A server's own word comes with the rejection.
@@ -271,6 +274,11 @@ export function reasonOf(error: unknown): string {
     message?: string;
     cause?: unknown;
   };
+  if (
+    /certificate|CERT_|_CERT|self.signed|issuer/i.test(`${code} ${message}`)
+  ) {
+    return "its certificate is not trusted (see --cacert)";
+  }
   // Deno names the error only in its text.
   const word = wordOf(error) ??
     (typeof code === "string" && code !== "LOCK_BACKEND"
@@ -280,9 +288,6 @@ export function reasonOf(error: unknown): string {
   if (word !== undefined) {
     const reason = REASONS[word];
     return reason === undefined ? word : `${reason} (${word})`;
-  }
-  if (/certificate|self.signed|issuer/i.test(message)) {
-    return "its certificate is not trusted (see --cacert)";
   }
   if (/invalid username-password|invalid password/i.test(message)) {
     return "it refuses this user and password";
