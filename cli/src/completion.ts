@@ -8,7 +8,7 @@ const NAME = "lock-cli";
 function cases(indent: string): string {
   return Object.entries(SUBCOMMANDS).map(([name, { options }]) => {
     const words = Object.keys(options).map((one) => `--${one}`).join(" ");
-    return `${indent}${name}) words="${words}" ;;`;
+    return `${indent}${name}) offer="${words}" ;;`;
   }).join("\n");
 }
 
@@ -24,7 +24,7 @@ function values(indent: string): string {
         `${indent}${pattern}) ` +
           (value === "FILE"
             ? "files=1"
-            : `words="${choices?.join(" ") ?? ""}"`) +
+            : `offer="${choices?.join(" ") ?? ""}"`) +
           "; known=1 ;;",
       );
     }
@@ -33,15 +33,15 @@ function values(indent: string): string {
 }
 
 /**
- * What is common: sets `words` and `files` for the word `cur` after `prev`, of
+ * What is common: sets `offer` and `files` for the word `cur` after `prev`, of
  * the command `name`. Both shells run it as it is.
  */
 const CHOOSE = `
 _lock_cli_choose() {
   local name="$1" prev="$2" cur="$3" known=
-  words= files=
+  offer= files=
   if [ -z "$name" ]; then
-    words="${Object.keys(SUBCOMMANDS).join(" ")} --help --version"
+    offer="${Object.keys(SUBCOMMANDS).join(" ")} --help --version"
     return
   fi
   case "$prev" in
@@ -55,8 +55,8 @@ ${cases("        ")}
       esac ;;
     *)
       case "$name" in
-        show|free|run|once) words="$(${NAME} ls -q 2>/dev/null)" ;;
-        completion) words="bash zsh" ;;
+        show|free|run|once) offer="$(${NAME} ls -q 2>/dev/null)" ;;
+        completion) offer="bash zsh" ;;
       esac ;;
   esac
 }
@@ -64,8 +64,10 @@ ${cases("        ")}
 
 const BASH = `${CHOOSE}
 _lock_cli() {
-  local cur prev name= i words files
-  cur="\${COMP_WORDS[COMP_CWORD]}"
+  local cur prev name= i offer files
+  # The whole word: bash takes a colon, of which keys are full, for its end.
+  cur="\${COMP_LINE:0:COMP_POINT}"
+  cur="\${cur##* }"
   prev="\${COMP_WORDS[COMP_CWORD-1]}"
   COMPREPLY=()
   for ((i = 1; i < COMP_CWORD; i++)); do
@@ -86,8 +88,11 @@ _lock_cli() {
   if [ -n "$files" ]; then
     COMPREPLY=($(compgen -f -- "$cur"))
   else
-    COMPREPLY=($(compgen -W "$words" -- "$cur"))
+    COMPREPLY=($(compgen -W "$offer" -- "$cur"))
+    [[ $COMP_WORDBREAKS == *:* && $cur == *:* ]] &&
+      COMPREPLY=("\${COMPREPLY[@]#"\${cur%"\${cur##*:}"}"}")
   fi
+  return 0
 }
 complete -F _lock_cli ${NAME}
 `;
@@ -95,7 +100,7 @@ complete -F _lock_cli ${NAME}
 const ZSH = `#compdef ${NAME}
 ${CHOOSE}
 _lock_cli() {
-  local name= words_before files_found at
+  local name= offer files at
   at=\${words[(i)--]}
   if (( at < CURRENT )); then
     # After -- comes a command line like any other.
@@ -106,13 +111,8 @@ _lock_cli() {
   fi
   local cur="\${words[CURRENT]}" prev="\${words[CURRENT-1]}"
   (( CURRENT > 2 )) && name="\${words[2]}"
-  () {
-    local words files
-    _lock_cli_choose "$name" "$prev" "$cur"
-    words_before=("\${(@f)\${words// /$'\\n'}}")
-    files_found="$files"
-  }
-  if [ -n "$files_found" ]; then _files; else compadd -- $words_before; fi
+  _lock_cli_choose "$name" "$prev" "$cur"
+  if [ -n "$files" ]; then _files; else compadd -- \${=offer}; fi
 }
 compdef _lock_cli ${NAME}
 `;
