@@ -1,19 +1,34 @@
 /**
- * Builds the command line tool as one file for Node, client and all:
+ * Builds the command line tool as one file for Node, client and all, or as a
+ * program that needs no runtime:
  *
- *     node tools/build_cli.mjs          # cli/dist/lock-cli.mjs, and licences
- *     node tools/build_cli.mjs FILE     # only that file
+ *     node tools/build_cli.mjs             # cli/dist/lock-cli.mjs, and licences
+ *     node tools/build_cli.mjs FILE        # only that file
+ *     node tools/build_cli.mjs --binary    # cli/dist/lock-cli, by Bun
  */
 import { chmodSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import process from "node:process";
+import { parseArgs } from "node:util";
 
-import { bringPackages, ROOT } from "./bring.mjs";
+import { bringBun, bringPackages, capture, ROOT } from "./bring.mjs";
 
 await bringPackages();
+const { values: { binary }, positionals: [file] } = parseArgs({
+  options: { binary: { type: "boolean" } },
+  allowPositionals: true,
+});
+if (binary) {
+  const program = file ?? join(ROOT, "cli", "dist", "lock-cli");
+  const { code, output } = await capture(await bringBun(), [
+    ...["build", "--compile", "--minify-syntax", join(ROOT, "cli", "mod.ts")],
+    ...["--outfile", program],
+  ]);
+  if (code !== 0) throw new Error(output);
+  console.log(program);
+  process.exit(0);
+}
 const { build } = await import("esbuild");
-
-const [file] = process.argv.slice(2);
 const outfile = file ?? join(ROOT, "cli", "dist", "lock-cli.mjs");
 const { metafile } = await build({
   absWorkingDir: ROOT,
