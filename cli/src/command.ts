@@ -46,9 +46,9 @@ const windows = process.platform === "win32";
 const LOOK_MS = 20;
 
 /**
- * Waits for the end of our input, which comes when we are gone in whatever way,
- * and ends the command then. `$1` is its process, `$2` the group if it leads
- * one, `$3` how many tenths of a second it is given.
+ * Is told the command's process, and its group if it leads one; waits for the
+ * end of its input, which comes when we are gone in whatever way, and ends the
+ * command then. `$1` is how many tenths of a second that is given.
  */
 const GUARD = `
 trap '' HUP INT QUIT TERM
@@ -57,8 +57,8 @@ pairs() {
     ps -A -o pid= -o ppid=
 }
 all() {
-  [ -n "$2" ] && { echo "-$2"; return; }
-  pairs | awk -v root="$1" '{up[$1] = $2} END {
+  [ -n "$group" ] && { echo "-$group"; return; }
+  pairs | awk -v root="$pid" '{up[$1] = $2} END {
     for (p in up) {
       for (a = p; a in up && a != root && n[p]++ < 99;) a = up[a]
       if (a == root) print p
@@ -66,13 +66,14 @@ all() {
   }'
 }
 tell() { for one in $them; do kill -s "$1" -- "$one"; done; }
+read -r pid group || exit
 while read -r _; do :; done
-them=$(all "$1" "$2")
+them=$(all)
 tell TERM
 tell CONT
 i=0
-while [ "$i" -lt "$3" ] && tell 0; do sleep 0.1; i=$((i + 1)); done
-them="$them $(all "$1" "$2")"
+while [ "$i" -lt "$1" ] && tell 0; do sleep 0.1; i=$((i + 1)); done
+them="$them $(all)"
 tell KILL
 `;
 
@@ -91,6 +92,10 @@ export async function start(
   const { stdin, stdout, stderr } = process;
   const isAtTerminal = [stdin, stdout, stderr].some(({ isTTY }) => isTTY);
   const leadsGroup = !isAtTerminal && !windows;
+  // Before the command, or we could be killed in between.
+  const guard = graceMs === undefined || windows
+    ? undefined
+    : watchOver(graceMs);
   const child = spawn(program, args, {
     stdio: "inherit",
     env: { ...process.env, ...env },
@@ -99,12 +104,16 @@ export async function start(
   const ended = new Promise<number>((resolve) =>
     child.on("exit", (code, signal) => resolve(code ?? codeOf(signal ?? "")))
   );
-  await begun(child, program);
-  const pid = child.pid!;
+  const begins = begun(child, program);
+  const pid = child.pid ?? 0;
+  if (pid > 0) guard?.stdin?.write(`${pid} ${leadsGroup ? pid : ""}\n`);
+  try {
+    await begins;
+  } catch (error) {
+    guard?.kill("SIGKILL");
+    throw error;
+  }
   const family = leadsGroup ? new Group(pid) : new Descendants(pid);
-  const guard = graceMs === undefined || windows
-    ? undefined
-    : watchOver(pid, leadsGroup, graceMs);
   let hasEnded = false;
   void ended.then(() => hasEnded = true);
   let stopping: Promise<void> | undefined;
@@ -153,18 +162,11 @@ function begun(child: ChildProcess, program: string): Promise<void> {
   });
 }
 
-function watchOver(
-  pid: number,
-  leadsGroup: boolean,
-  graceMs: number,
-): ChildProcess {
+function watchOver(graceMs: number): ChildProcess {
   const tenths = Math.ceil(graceMs / 100);
   const guard = spawn(
     "/bin/sh",
-    [
-      ...["-c", GUARD, "lock-cli guard", `${pid}`],
-      ...[leadsGroup ? `${pid}` : "", `${tenths}`],
-    ],
+    ["-c", GUARD, `guard of lock-cli ${process.pid}`, `${tenths}`],
     // In a session of its own: what ends us must not end it along.
     { stdio: ["pipe", "ignore", "ignore"], detached: true },
   );

@@ -375,7 +375,7 @@ test.sideBySide([
   ["nothing is left running once a command has ended", async () => {
     const cli = run("tidy", "--", "sh", "-c", "echo up $$");
     assertEquals(await cli.exited, 0);
-    const guard = `lock-cli guard ${await started(cli)} `;
+    const guard = `guard of lock-cli ${cli.pid} `;
     const list = () => execFileSync("ps", ["-A", "-ww", "-o", "args="]);
     await until("no guard is left", () => !`${list()}`.includes(guard));
   }],
@@ -481,7 +481,8 @@ else {
     [
       "kill -9 at a terminal takes the command and its children along",
       async () => {
-        const shell = `trap '' TERM; echo cli $PPID; sh -c ${
+        // Nor may the end of the terminal be what ends them.
+        const shell = `trap '' TERM HUP; echo cli $PPID; sh -c ${
           word(WAITER)
         } & sh -c ${word(WAITER)}`;
         await using terminal = openTerminal(
