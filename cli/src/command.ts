@@ -124,7 +124,7 @@ export async function start(
     // One that is stopped would not hear of it.
     if (!windows) family.tell("SIGCONT");
     while (family.isAlive() && performance.now() < until) {
-      const leftMs = until - performance.now();
+      const leftMs = Math.max(0, until - performance.now());
       await new Promise((done) => setTimeout(done, Math.min(LOOK_MS, leftMs)));
     }
     family.tell("SIGKILL");

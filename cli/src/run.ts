@@ -76,7 +76,7 @@ export async function run(errand: Errand): Promise<number> {
       (waitedMs < LOOK_MS ? "" : ` after ${showDuration(waitedMs)}`),
     { event: "acquired", keys, waitedMs, ...tokensOf(lock) },
   );
-  return await runUnder(lock, errand, servers, signals, reporter);
+  return await runUnder(lock, errand, signals, reporter);
 }
 
 /** Takes the lock, and makes sure of a full lease. */
@@ -138,8 +138,15 @@ async function refused(
     };
     if (isKept) reporter.mention(text, happening);
     else reporter.say(text, happening);
-    await servers.settle();
+    // Out of patience, our ticket is on its way out of the line.
+    if (errand.waitMs > 0) await servers.settle();
     return errand.takenCode;
+  }
+  if (error instanceof LockLostError) {
+    // Between its grant and the first word of ours.
+    const { key, reason, message } = error;
+    reporter.say(message, { event: "lost", keys: [key], reason });
+    return EXIT.lost;
   }
   if (error instanceof LockBackendError) {
     throw new Failure(
@@ -171,7 +178,6 @@ async function lookFor(
 async function runUnder(
   lock: DistributedLock,
   errand: Errand,
-  servers: Servers,
   signals: Signals,
   reporter: Reporter,
 ): Promise<number> {
@@ -188,7 +194,7 @@ async function runUnder(
       onLost === "stop" ? graceMs : undefined,
     );
   } catch (error) {
-    await release(lock, servers);
+    await release(lock);
     if (error instanceof Interruption) return codeOf(error.signal);
     throw error;
   }
@@ -218,15 +224,15 @@ async function runUnder(
   command.letGo();
   if (stopped !== undefined) {
     // Not waited for: nobody knows whether there is a server to ask.
-    if (!lock.signal.aborted) await release(lock, servers, 250);
+    if (!lock.signal.aborted) await release(lock, 250);
     return EXIT.lost;
   }
   const isKept = keepMs !== undefined && (code === 0 || errand.keepFailed);
   const leftToKeepMs = (keepMs ?? 0) - (performance.now() - begunAt);
   let loss: LockLostError | undefined;
   if (isKept && leftToKeepMs > 0) {
-    loss = await keep(lock, leftToKeepMs, servers);
-  } else loss = await release(lock, servers);
+    loss = await keep(lock, leftToKeepMs);
+  } else loss = await release(lock);
   if (loss !== undefined && onLost === "stop") {
     reporter.say(
       `${quoted(keys)} was lost (${loss.reason}) before the command had ended`,
@@ -304,10 +310,9 @@ function watch(
 /** Frees it, and waits no longer than one should: the loss, if it was lost. */
 async function release(
   lock: DistributedLock,
-  servers: Servers,
   limitMs: number = RELEASE_MS,
 ): Promise<LockLostError | undefined> {
-  const freed = lock[Symbol.asyncDispose]().then(() => servers.settle());
+  const freed = lock[Symbol.asyncDispose]();
   return await lossOf(freed, limitMs);
 }
 
@@ -315,12 +320,10 @@ async function release(
 async function keep(
   lock: DistributedLock,
   keepMs: number,
-  servers: Servers,
 ): Promise<LockLostError | undefined> {
   const kept = lock.extend(Math.ceil(keepMs) / 1_000).then(() => {
     // What stops the renewal, and releases nothing.
     void lock.toJSON();
-    return servers.settle();
   });
   return await lossOf(kept, RELEASE_MS);
 }

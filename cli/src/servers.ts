@@ -19,6 +19,7 @@ import { hideArguments } from "./secrets.ts";
 const CONNECT_MS = 5_000;
 /** For so long we wait for its last word as we go. */
 const SETTLE_MS = 1_000;
+const SETTLE_STEP_MS = 5;
 const RECONNECT_MOST_MS = 500;
 
 /** A server as it was asked for. */
@@ -177,9 +178,15 @@ export async function connectTo(
       : redlock(clients, { onEvent }),
     names: places.map(({ name }) => name).join(", "),
     async settle() {
-      // A script that the server doesn't know is sent twice, so twice.
       const last = clients.filter(({ status }) => status === "ready")
-        .map((client) => client.ping().then(() => client.ping()));
+        .map(async (client) => {
+          // A script that the server doesn't know is sent twice, and what was
+          // under way may be given back only when it is answered.
+          for (let i = 0; i < 3; i++) {
+            await client.ping();
+            await new Promise((done) => setTimeout(done, SETTLE_STEP_MS));
+          }
+        });
       const limit = new Promise((done) => setTimeout(done, SETTLE_MS));
       await Promise.race([Promise.allSettled(last), limit]);
     },

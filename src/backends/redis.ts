@@ -37,6 +37,7 @@ import {
   INQUIRE,
   INSPECT,
   LINE_MS,
+  prepare,
   RAISE_FENCE,
   refusal,
   RELEASE,
@@ -451,12 +452,14 @@ class RedisLine implements Line {
   open(ears: Ears): Promise<boolean> {
     this.#ears = ears;
     this.#missed = 0;
-    return this.#inbox.open({
+    const opened = this.#inbox.open({
       onMessage: (message) => this.#hear(message),
       onGap: () => ears.onGap(),
       onDeaf: (reason) => ears.onDeaf(reason),
       onClosed: () => ears.onClosed(),
     });
+    // Who leaves may be about to close the client: that is to come after.
+    return prepare(HAND_OVER).then(() => opened);
   }
 
   close(): void {

@@ -643,10 +643,9 @@ export function runThen<
     return port.eval(script.lua, keys, args).then(decoded, fail);
   }
   if (script.sha === undefined) {
-    return sha1(script.lua).then((sha) => {
-      script.sha = sha;
-      return runThen(port, script, keys, args, then, fail);
-    });
+    return prepare(script).then(() =>
+      runThen(port, script, keys, args, then, fail)
+    );
   }
   const { sha } = script;
   return port.evalSha(sha, keys, args).then(decoded, (error) => {
@@ -665,6 +664,13 @@ export function runThen<
     loading.set(script, { port, done });
     return reply.then(decoded, fail);
   });
+}
+
+/** Works out by what a server knows `script`: then it is sent when it is run. */
+export async function prepare(
+  script: { readonly lua: string; sha: string | undefined },
+): Promise<void> {
+  script.sha ??= await sha1(script.lua);
 }
 
 /** Scripts that are on their way to a server in full. */

@@ -22,6 +22,7 @@ import {
   redis,
   withLock,
 } from "@dreamer/utils/lock";
+import { HAND_OVER } from "../../src/backends/scripts.ts";
 import { type ClientKind, clients } from "../support/clients.ts";
 import { FakeClock } from "../support/fake_clock.ts";
 import { spawnScript } from "../support/process.ts";
@@ -105,6 +106,26 @@ async function commands(at: RedisServer): Promise<number> {
   }
   return count;
 }
+
+costs(
+  "who leaves may close the client right after",
+  async (on, own, { name }) => {
+    const holder = await acquireLock(on, "left");
+    // As in a process that has never left a line before; the server knows it.
+    await own.command("SCRIPT", "LOAD", HAND_OVER.lua);
+    HAND_OVER.sha = undefined;
+    await using other = await clients.find((one) => one.name === name)!
+      .open(own.url);
+    const stop = new AbortController();
+    const waiting = wait(other.client, "left", { signal: stop.signal });
+    await inLine("left", 1, own);
+    stop.abort(new Error("enough"));
+    await (other.client as unknown as { quit(): Promise<unknown> }).quit();
+    await assertRejects(() => waiting, Error, "enough");
+    await inLine("left", 0, own);
+    await holder.release();
+  },
+);
 
 costs(
   "a newcomer who does not wait never slips in between",
