@@ -46,9 +46,9 @@ const windows = process.platform === "win32";
 const LOOK_MS = 20;
 
 /**
- * Is told the command's process, and its group if it leads one; waits for the
- * end of its input, which comes when we are gone in whatever way, and ends the
- * command then. `$1` is how many tenths of a second that is given.
+ * Waits for the end of its input, which comes when we are gone in whatever way,
+ * and ends the command then: `$1`, in tenths of a second. `$2` is its process,
+ * and `$3` its group, if it leads one.
  */
 const GUARD = `
 trap '' HUP INT QUIT TERM
@@ -57,8 +57,8 @@ pairs() {
     ps -A -o pid= -o ppid=
 }
 all() {
-  [ -n "$group" ] && { echo "-$group"; return; }
-  pairs | awk -v root="$pid" '{up[$1] = $2} END {
+  [ -n "$3" ] && { echo "-$3"; return; }
+  pairs | awk -v root="$2" '{up[$1] = $2} END {
     for (p in up) {
       for (a = p; a in up && a != root && n[p]++ < 99;) a = up[a]
       if (a == root) print p
@@ -66,14 +66,13 @@ all() {
   }'
 }
 tell() { for one in $them; do kill -s "$1" -- "$one"; done; }
-read -r pid group || exit
 while read -r _; do :; done
-them=$(all)
+them=$(all "$@")
 tell TERM
 tell CONT
 i=0
 while [ "$i" -lt "$1" ] && tell 0; do sleep 0.1; i=$((i + 1)); done
-them="$them $(all)"
+them="$them $(all "$@")"
 tell KILL
 `;
 
@@ -92,10 +91,6 @@ export async function start(
   const { stdin, stdout, stderr } = process;
   const isAtTerminal = [stdin, stdout, stderr].some(({ isTTY }) => isTTY);
   const leadsGroup = !isAtTerminal && !windows;
-  // Before the command, or we could be killed in between.
-  const guard = graceMs === undefined || windows
-    ? undefined
-    : watchOver(graceMs);
   const child = spawn(program, args, {
     stdio: "inherit",
     env: { ...process.env, ...env },
@@ -106,7 +101,10 @@ export async function start(
   );
   const begins = begun(child, program);
   const pid = child.pid ?? 0;
-  if (pid > 0) guard?.stdin?.write(`${pid} ${leadsGroup ? pid : ""}\n`);
+  // In the same breath, or we could be killed in between.
+  const guard = pid === 0 || graceMs === undefined || windows
+    ? undefined
+    : watchOver(pid, leadsGroup, graceMs);
   try {
     await begins;
   } catch (error) {
@@ -162,11 +160,18 @@ function begun(child: ChildProcess, program: string): Promise<void> {
   });
 }
 
-function watchOver(graceMs: number): ChildProcess {
+function watchOver(
+  pid: number,
+  leadsGroup: boolean,
+  graceMs: number,
+): ChildProcess {
   const tenths = Math.ceil(graceMs / 100);
   const guard = spawn(
     "/bin/sh",
-    ["-c", GUARD, `guard of lock-cli ${process.pid}`, `${tenths}`],
+    [
+      ...["-c", GUARD, `guard of lock-cli ${process.pid}`, `${tenths}`],
+      ...[`${pid}`, leadsGroup ? `${pid}` : ""],
+    ],
     // In a session of its own: what ends us must not end it along.
     { stdio: ["pipe", "ignore", "ignore"], detached: true },
   );

@@ -76,7 +76,10 @@ export async function run(errand: Errand): Promise<number> {
       (waitedMs < LOOK_MS ? "" : ` after ${showDuration(waitedMs)}`),
     { event: "acquired", keys, waitedMs, ...tokensOf(lock) },
   );
-  return await runUnder(lock, errand, signals, reporter);
+  const code = await runUnder(lock, errand, signals, reporter);
+  // A quorum answers for all once most have; the others are to hear it, too.
+  if (errand.places.length > 1) await servers.settle();
+  return code;
 }
 
 /** Takes the lock, and makes sure of a full lease. */

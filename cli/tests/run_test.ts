@@ -23,7 +23,12 @@ import {
   scratchFile,
   START,
 } from "./support/cli.ts";
-import { openTerminal, terminalMissing, word } from "./support/terminal.ts";
+import {
+  openTerminal,
+  type Terminal,
+  terminalMissing,
+  word,
+} from "./support/terminal.ts";
 
 let server: RedisServer;
 let env: { REDIS_URL: string };
@@ -52,6 +57,12 @@ async function inLine(key: string, count: number): Promise<void> {
     `${count} in line for ${key}`,
     async () => await server.command("ZCARD", `{${key}}:line`) === count,
   );
+}
+
+/** Whether somebody sees to the end of the command should that one die. */
+function isGuarded(cli: number): boolean {
+  const list = execFileSync("ps", ["-A", "-ww", "-o", "args="]);
+  return `${list}`.includes(`guard of lock-cli ${cli} `);
 }
 
 async function isGone(key: string, at: RedisServer = server) {
@@ -342,6 +353,7 @@ test.sideBySide([
       const args = ["--ttl", "2s", "--grace", "300ms", "killed"];
       await using cli = run(...args, "--", "sh", "-c", STUBBORN);
       const pid = await started(cli);
+      await until("it is guarded", () => isGuarded(cli.pid));
       cli.kill("SIGKILL");
       const begunAt = Date.now();
       await until("the command is gone", () => !isAlive(pid));
@@ -375,11 +387,17 @@ test.sideBySide([
   ["nothing is left running once a command has ended", async () => {
     const cli = run("tidy", "--", "sh", "-c", "echo up $$");
     assertEquals(await cli.exited, 0);
-    const guard = `guard of lock-cli ${cli.pid} `;
-    const list = () => execFileSync("ps", ["-A", "-ww", "-o", "args="]);
-    await until("no guard is left", () => !`${list()}`.includes(guard));
+    await until("no guard is left", () => !isGuarded(cli.pid));
   }],
 ]);
+
+/** Two who said that they run, each in a whole line: their processes. */
+async function bothUp(terminal: Terminal): Promise<number[]> {
+  const found = () =>
+    [...terminal.raw.matchAll(/up (\d+)\r/g)].map(([, pid]) => Number(pid));
+  await until("both are up", () => found().length === 2);
+  return found();
+}
 
 const missing = terminalMissing();
 const line = START.map(word).join(" ");
@@ -468,9 +486,7 @@ else {
           `${program} run --grace 300ms nest -- sh -c ${word(shell)} | cat`,
           { env },
         );
-        await terminal.shows(/up \d+\nup \d+$/m);
-        const pids = [...terminal.lines.join("\n").matchAll(/up (\d+)/g)]
-          .map(([, pid]) => Number(pid));
+        const pids = await bothUp(terminal);
         await ran(["free", "--yes", "nest"], { env });
         await terminal.shows(/"nest" was lost/);
         await terminal.exited;
@@ -489,12 +505,10 @@ else {
           `${program} run --grace 300ms axe -- sh -c ${word(shell)}`,
           { env },
         );
-        await terminal.shows(/up \d+\nup \d+$/m);
-        const text = terminal.lines.join("\n");
-        process.kill(Number(/cli (\d+)/.exec(text)![1]), "SIGKILL");
-        const pids = [...text.matchAll(/up (\d+)/g)].map(([, pid]) =>
-          Number(pid)
-        );
+        const pids = await bothUp(terminal);
+        const cli = Number(/cli (\d+)\r/.exec(terminal.raw)![1]);
+        await until("it is guarded", () => isGuarded(cli));
+        process.kill(cli, "SIGKILL");
         await until("both are gone", () => !pids.some(isAlive));
       },
     ],
