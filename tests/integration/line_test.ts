@@ -109,18 +109,22 @@ async function commands(at: RedisServer): Promise<number> {
 
 costs(
   "who leaves may close the client right after",
-  async (on, own, { name }) => {
+  async (on, own, kind) => {
     const holder = await acquireLock(on, "left");
     // As in a process that has never left a line before; the server knows it.
     await own.command("SCRIPT", "LOAD", HAND_OVER.lua);
     HAND_OVER.sha = undefined;
-    await using other = await clients.find((one) => one.name === name)!
-      .open(own.url);
+    await using other = await kind.open(own.url);
+    const client = other.client as unknown as {
+      quit?(): Promise<unknown>;
+      send(command: string, args: string[]): Promise<unknown>;
+    };
     const stop = new AbortController();
     const waiting = wait(other.client, "left", { signal: stop.signal });
     await inLine("left", 1, own);
     stop.abort(new Error("enough"));
-    await (other.client as unknown as { quit?(): Promise<unknown> }).quit?.();
+    // Bun's has no such thing: there it is what is answered in its place.
+    await (client.quit?.() ?? client.send("PING", []));
     // Not later: a line that nobody stands in is forgotten all the same.
     assertEquals(await own.command("ZCARD", "{left}:line"), 0);
     await assertRejects(() => waiting, Error, "enough");
