@@ -137,7 +137,11 @@ export function launch(
       );
     },
     async [Symbol.asyncDispose]() {
-      child.kill("SIGKILL");
+      // Its command goes first: killed, it could not see to that by itself.
+      if (!hasEnded) process.kill(child.pid!, "SIGTERM");
+      const limit = new Promise((done) => setTimeout(done, 2_000));
+      await Promise.race([exited, limit]);
+      if (!hasEnded) process.kill(child.pid!, "SIGKILL");
       await exited;
     },
   };
