@@ -32,6 +32,7 @@ export {
   inspectLock,
   listLocks,
   type LockInfo,
+  type LockWaiter,
 } from "./src/inspect.ts";
 export { lockKey } from "./src/core/keys.ts";
 export type { LockOptions } from "./src/core/options.ts";
@@ -55,6 +56,7 @@ export type {
   RefusedEvent,
   ReleasedEvent,
   ReleaseFailedEvent,
+  WaitingEvent,
 } from "./src/core/events.ts";
 export { type LockTarget, redis, redlock } from "./src/connect.ts";
 export type { RedisOptions } from "./src/backends/redis.ts";
@@ -78,6 +80,7 @@ export type {
   Notices,
   Place,
   Refusal,
+  Standee,
   Standing,
   Turn,
   Verdict,

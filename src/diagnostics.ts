@@ -21,6 +21,7 @@ export type {
   RefusedEvent,
   ReleasedEvent,
   ReleaseFailedEvent,
+  WaitingEvent,
 } from "./core/events.ts";
 
 /** A kind of event: `acquired`, `refused`, `extended` and so on. */
@@ -46,6 +47,7 @@ export const lockChannels: {
 } = {
   "acquired": "dreamer:lock:acquired",
   "refused": "dreamer:lock:refused",
+  "waiting": "dreamer:lock:waiting",
   "extended": "dreamer:lock:extended",
   "extend-failed": "dreamer:lock:extend-failed",
   "lost": "dreamer:lock:lost",

@@ -1,8 +1,8 @@
 /** A window on locks from outside: who holds what, and freeing it by force. */
 
 import { connect, type LockTarget } from "./connect.ts";
-import type { Backend } from "./core/backend.ts";
-import { labelOf } from "./core/keys.ts";
+import type { Backend, Standee } from "./core/backend.ts";
+import { isOurs, labelOf } from "./core/keys.ts";
 import {
   checkKey,
   kindOf,
@@ -10,6 +10,14 @@ import {
   readTtl,
   wrongType,
 } from "./core/options.ts";
+
+/** One who stands in line for a lock, seen from outside. */
+export interface LockWaiter {
+  /** Its label, if it gave one. */
+  label?: string;
+  /** Milliseconds for which it has stood there. */
+  waitedMs: number;
+}
 
 /** What can be seen of a lock from outside. */
 export interface LockInfo {
@@ -20,12 +28,30 @@ export interface LockInfo {
   /** The label of the holder, if it gave one. Its owner stays a secret. */
   label?: string;
   /**
+   * Whether the hold is of a program that knows nothing of this library, or the
+   * string under the key no lock at all.
+   */
+  isForeign?: boolean;
+  /**
+   * Milliseconds for which the holder has had it, to within the 10 ms of a turn
+   * in line. On a server that is known of those that draw a fencing token: it
+   * is the time at which they did.
+   */
+  heldMs?: number;
+  /**
    * Milliseconds until the hold ends unless it is renewed before; missing where
    * nobody holds it, or where a key without an expiry is in its place.
    */
   remainingMs?: number;
   /** The last fencing token drawn, remembered for a day; not all holds draw. */
   fencingToken?: number;
+  /**
+   * How many stand in line for it: those of one process who gave the same label
+   * count as one. Missing where there is no line to be seen, as of a quorum.
+   */
+  waiting?: number;
+  /** The first 100 of them, in their order. */
+  line?: LockWaiter[];
 }
 
 /**
@@ -57,13 +83,25 @@ export async function inspectLock(
   const action = "inspect a lock";
   checkKey(action, key);
   const backend = able(connect(on), "inspect", action);
-  const { owner, leftMs, fencingToken } = await backend.inspect(key);
+  const entry = await backend.inspect(key);
+  const { owner, leftMs, heldMs, fencingToken, waiting, line } = entry;
   const info: LockInfo = { key, held: owner !== undefined };
-  const label = owner === undefined ? undefined : labelOf(owner);
-  if (label !== undefined) info.label = label;
-  if (owner !== undefined && leftMs !== undefined) info.remainingMs = leftMs;
+  if (owner !== undefined) {
+    if (!isOurs(owner)) info.isForeign = true;
+    const label = labelOf(owner);
+    if (label !== undefined) info.label = label;
+    if (heldMs !== undefined) info.heldMs = heldMs;
+    if (leftMs !== undefined) info.remainingMs = leftMs;
+  }
   if (fencingToken !== undefined) info.fencingToken = fencingToken;
+  if (waiting !== undefined) info.waiting = waiting;
+  if (line !== undefined) info.line = line.map(toWaiter);
   return info;
+}
+
+function toWaiter({ owner, waitedMs }: Standee): LockWaiter {
+  const label = labelOf(owner);
+  return label === undefined ? { waitedMs } : { label, waitedMs };
 }
 
 /**

@@ -158,7 +158,8 @@ export function take(
       const taking = takeSeveral(backend, [key, ...others], settings);
       return replicas > 0 ? confirmed(backend, taking, settings) : taking;
     }
-    const claim = { key, owner: drawOwner(label), ttlMs };
+    const owner = drawOwner(label, undefined, settings.fencing);
+    const claim = { key, owner, ttlMs };
     const taking = attempt(backend, claim, settings, settings, (answer) => {
       if (answer instanceof Keeper) return handle(backend, answer);
       return refused(key, answer, settings);
@@ -207,14 +208,15 @@ async function takeSeveral(
   keys: readonly string[],
   settings: Settings,
 ): Promise<DistributedLock | null> {
-  const { label, ttlMs, waitMs, isUnhurried } = settings;
+  const { label, ttlMs, waitMs, isUnhurried, fencing } = settings;
+  const draw = () => drawOwner(label, undefined, fencing);
   const clock = clockOf(backend);
   let until = clock.now() + waitMs;
   let refusal: Refusal | undefined;
   const canAtOnce = backend.tryAcquireAll !== undefined &&
     (backend.areTogether === undefined || backend.areTogether(keys));
   if (canAtOnce) {
-    const owner = drawOwner(label);
+    const owner = draw();
     const claims = keys.map((key) => ({ key, owner, ttlMs }));
     const tellers = claims.map((claim) =>
       backend.onEvent ? telling(backend, claim, same) : same
@@ -246,7 +248,7 @@ async function takeSeveral(
   const keepers: Keeper[] = [];
   try {
     for (const key of keys) {
-      const claim = { key, owner: drawOwner(label), ttlMs };
+      const claim = { key, owner: draw(), ttlMs };
       const leftMs = waitMs === 0 ? 0 : Math.max(1, until - clock.now());
       const patience = { ...settings, waitMs: leftMs };
       const answer = await attempt(backend, claim, meanwhile, patience, same);
@@ -732,7 +734,8 @@ export class DistributedLock implements AsyncDisposable {
     // A release under way, or one that failed, could free the new hold.
     await this.release();
     if (this.#keeper !== undefined && this.#isDrawn) {
-      const owner = drawOwner(labelOf(this.#claim.owner));
+      const label = labelOf(this.#claim.owner);
+      const owner = drawOwner(label, undefined, this.#terms.fencing);
       this.#claim = { ...this.#claim, owner };
     }
     const answer = await attempt(

@@ -18,6 +18,7 @@ import {
   type HandOver,
   type Hold,
   type Line,
+  LINE_SHOWN,
   type NoticeEars,
   type Notices,
   type Place,
@@ -64,9 +65,16 @@ export function memory(options: MemoryOptions = {}): Backend {
 /** A key as a server has it written down. */
 interface Row {
   readonly owner: string;
+  readonly since: number;
   expiresAt: number;
   /** The first of the tokens that were drawn for a turn in line. */
   fencingToken?: number;
+}
+
+/** A wish in its line. */
+interface Waiting extends Wish {
+  readonly ticket: number;
+  readonly since: number;
 }
 
 /** All who wait are of this process, and all can be called: by name. */
@@ -131,7 +139,7 @@ class MemoryBackend implements Backend {
   readonly #bursts = new Map<string, Burst>();
   readonly #rows = new Map<string, Row>();
   /** Who waits for each key, in order. */
-  readonly #lines = new Map<string, (Wish & { ticket: number })[]>();
+  readonly #lines = new Map<string, Waiting[]>();
   /** Who is to be told of a release, by ticket. */
   readonly #watching = new Map<string, Map<string, number>>();
   readonly #listening = new Map<string, NoticeEars>();
@@ -161,7 +169,7 @@ class MemoryBackend implements Backend {
     const now = this.clock.now();
     const row = this.#look(key);
     if (row === undefined) {
-      this.#rows.set(key, { owner, expiresAt: now + ttlMs });
+      this.#rows.set(key, { owner, since: now, expiresAt: now + ttlMs });
       if (this.#rows.size >= this.#sweepAt) this.#sweep();
     } else if (row.owner !== owner) {
       const retryAfterMs = Math.ceil(row.expiresAt - now);
@@ -318,8 +326,9 @@ class MemoryBackend implements Backend {
       const [inbox, name] = watcher.split(" ");
       const ears = this.#listening.get(inbox);
       if (ears === undefined) continue;
-      const expiresAt = this.clock.now() + RESERVED_MS;
-      this.#rows.set(key, { owner: keptFor(watcher), expiresAt });
+      const since = this.clock.now();
+      const expiresAt = since + RESERVED_MS;
+      this.#rows.set(key, { owner: keptFor(watcher), since, expiresAt });
       void afterwards(() => ears.onNotice(name));
       return;
     }
@@ -359,7 +368,7 @@ class MemoryBackend implements Backend {
     let index = line.findIndex(({ owner }) => owner === wish.owner);
     if (index < 0) {
       const ticket = wish.ticket ?? ++this.#lastTicket;
-      index = line.push({ ...wish, ticket }) - 1;
+      index = line.push({ ...wish, ticket, since: this.clock.now() }) - 1;
     }
     return { ticket: line[index].ticket!, place: index + 1 };
   }
@@ -377,7 +386,7 @@ class MemoryBackend implements Backend {
   #give(wish: Wish): Turn {
     const { key, owner, ttlMs, tokens } = wish;
     const at = this.clock.now();
-    const row: Row = { owner, expiresAt: at + ttlMs };
+    const row: Row = { owner, since: at, expiresAt: at + ttlMs };
     if (tokens > 0) row.fencingToken = this.#drawToken(tokens);
     this.#rows.set(key, row);
     if (this.#rows.size >= this.#sweepAt) this.#sweep();
@@ -421,12 +430,20 @@ class MemoryBackend implements Backend {
 
   inspect(key: string): Promise<Entry> {
     const row = this.#look(key);
-    const fencingToken = this.#fence || undefined;
+    const now = this.clock.now();
+    const line = this.#lines.get(key) ?? [];
+    const seen = {
+      fencingToken: this.#fence || undefined,
+      waiting: line.length,
+      line: line.slice(0, LINE_SHOWN)
+        .map(({ owner, since }) => ({ owner, waitedMs: now - since })),
+    };
     return Promise.resolve(
-      row === undefined ? { fencingToken } : {
+      row === undefined ? seen : {
+        ...seen,
         owner: row.owner,
-        leftMs: row.expiresAt - this.clock.now(),
-        fencingToken,
+        leftMs: row.expiresAt - now,
+        heldMs: now - row.since,
       },
     );
   }

@@ -41,6 +41,7 @@ import {
   INSPECT,
   JOIN_BURST,
   LINE_MS,
+  prepare,
   RAISE_FENCE,
   refusal,
   RELEASE,
@@ -468,8 +469,7 @@ export class RedisBackend implements Backend {
 
   async inspect(key: string): Promise<Entry> {
     try {
-      const keys = [key, companion(key, "fence")] as const;
-      return await run(this.#port, INSPECT, keys, []);
+      return await run(this.#port, INSPECT, keysOf(key), []);
     } catch (cause) {
       throw failure("inspect", key, cause);
     }
@@ -577,12 +577,14 @@ class RedisLine implements Line {
   open(ears: Ears): Promise<boolean> {
     this.#ears = ears;
     this.#missed = 0;
-    return this.#inbox.open({
+    const opened = this.#inbox.open({
       onMessage: (message) => this.#hear(message),
       onGap: () => ears.onGap(),
       onDeaf: (reason) => ears.onDeaf(reason),
       onClosed: () => ears.onClosed(),
     });
+    // Who leaves may be about to close the client: that is to come after.
+    return prepare(HAND_OVER).then(() => opened);
   }
 
   close(): void {

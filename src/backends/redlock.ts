@@ -452,9 +452,13 @@ export class RedlockBackend implements Backend {
             theirs.map((entry) => entry.leftMs ?? Infinity),
             heard.length,
           );
+          // By the clock of the middle one: some may be set wrong.
+          const held = theirs.flatMap(({ heldMs }) => heldMs ?? [])
+            .sort((a, b) => a - b);
+          const heldMs = held[held.length >> 1];
           return leftMs < Infinity
-            ? { owner, leftMs, fencingToken }
-            : { owner, fencingToken };
+            ? { owner, leftMs, heldMs, fencingToken }
+            : { owner, heldMs, fencingToken };
         }
         // Whoever has the most could have those that said nothing, too.
         const unknown = heard.length - entries.length;

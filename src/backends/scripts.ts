@@ -5,14 +5,16 @@ import { BURST_MS, NEAR_MS, SOON_MS } from "../core/bursts.ts";
 import {
   type BurstWord,
   type Called,
+  type Entry,
   GRANTED,
   type HandOver,
+  LINE_SHOWN,
   type Place,
   type Refusal,
   type Turn,
   type Verdict,
 } from "../core/backend.ts";
-import { OWNER_LENGTH } from "../core/keys.ts";
+import { drewToken, OWNER_LENGTH } from "../core/keys.ts";
 
 /** One value for each name. */
 type Values<Names extends readonly string[]> = { [I in keyof Names]: string };
@@ -637,23 +639,46 @@ end`,
   decode: () => {},
 });
 
-/** Who has the lock, for how long, and the last token drawn for it. */
+/** Who has the lock, for how long, the last token drawn for it, and who stands
+ * in line. A token is the time at which it was drawn, unless the clock was set
+ * back since: then it is of no use for that. */
 export const INSPECT = define({
-  keys: ["lock", "fence"],
+  keys: ["lock", "line", "fence"],
   args: [],
   // With a character before it the owner, which may be anybody's, is no JSON:
   // Upstash's client would make something else of that.
   lua: `local owner = redis.call("GET", lock)
+local time = redis.call("TIME")
 return {
-  owner and "=" .. owner, redis.call("PTTL", lock), redis.call("GET", fence)
+  owner and "=" .. owner, redis.call("PTTL", lock), redis.call("GET", fence),
+  time[1], time[2], redis.call("ZCARD", line),
+  redis.call("ZRANGE", line, 0, ${LINE_SHOWN - 1}, "WITHSCORES")
 }`,
-  decode(reply) {
-    const [owner, leftMs, token] = reply as unknown[];
+  decode(reply): Entry {
+    const [holder, leftMs, token, seconds, micros, waiting, members] =
+      reply as unknown[];
     const left = toLeftMs(leftMs);
+    const now = toMs(String(seconds), String(micros));
+    const since = (drawn: unknown) => now - Number(drawn) / 1000;
+    const owner = holder === null ? undefined : String(holder).slice(1);
+    const fencingToken = token === null ? undefined : Number(token);
+    const heldMs = owner !== undefined && drewToken(owner) && fencingToken
+      ? since(fencingToken)
+      : -1;
     return {
-      owner: owner === null ? undefined : String(owner).slice(1),
+      owner,
       leftMs: Number.isFinite(left) ? left : undefined,
-      fencingToken: token === null ? undefined : Number(token),
+      fencingToken,
+      heldMs: heldMs >= 0 ? heldMs : undefined,
+      waiting: Number(waiting),
+      // Member and score by turns: nested by a client that speaks RESP3 only
+      // outside of scripts.
+      line: (members as unknown[]).flatMap((member, i, all) =>
+        i % 2 === 1 ? [] : [{
+          owner: String(member).replace(/^\d+ \d+ /, ""),
+          waitedMs: Math.max(0, since(all[i + 1])),
+        }]
+      ),
     };
   },
 });
@@ -738,12 +763,9 @@ export function runThen<
     return port.eval(script.lua, keys, args).then(decoded, fail);
   }
   if (script.sha === undefined) {
-    // One for all who come meanwhile: each its own, they would change places.
-    script.digest ??= sha1(script.lua);
-    return script.digest.then((sha) => {
-      script.sha = sha;
-      return runThen(port, script, keys, args, then, fail);
-    });
+    return prepare(script).then(() =>
+      runThen(port, script, keys, args, then, fail)
+    );
   }
   const { sha } = script;
   return port.evalSha(sha, keys, args).then(decoded, (error) => {
@@ -762,6 +784,15 @@ export function runThen<
     loading.set(script, { port, done });
     return reply.then(decoded, fail);
   });
+}
+
+/** Works out by what a server knows `script`: then it is sent when it is run. */
+export async function prepare(
+  script: Pick<Script<[], [], unknown>, "lua" | "sha" | "digest">,
+): Promise<void> {
+  // One for all who come meanwhile: each its own, they would change places.
+  script.digest ??= sha1(script.lua);
+  script.sha = await script.digest;
 }
 
 /** Scripts that are on their way to a server in full. */

@@ -62,7 +62,24 @@ export interface Entry {
   readonly leftMs?: number;
   /** The last fencing token drawn for the key, as long as it is remembered. */
   readonly fencingToken?: number;
+  /** For how long the owner has had it, where that can be known. */
+  readonly heldMs?: number | undefined;
+  /** How many stand in line for it; `undefined` where there is none to see. */
+  readonly waiting?: number;
+  /** The first of them, in their order. */
+  readonly line?: readonly Standee[];
 }
+
+/** One who stands in line, seen from outside. */
+export interface Standee {
+  /** The name of the hold that it wants. */
+  readonly owner: string;
+  /** For how long it has stood there. */
+  readonly waitedMs: number;
+}
+
+/** Of how many who stand in line a look at a key tells. */
+export const LINE_SHOWN = 100;
 
 /**
  * A place where locks can live. Each method is one attempt: it answers as soon

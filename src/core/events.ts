@@ -33,6 +33,20 @@ export interface RefusedEvent extends LockEventBase {
   readonly place?: number;
 }
 
+/**
+ * Somebody stands in line, for the first time or at another place than before:
+ * as of when the server was asked, which is every second or so. Those of one
+ * process who wait for one key with one label stand there as one.
+ */
+export interface WaitingEvent extends LockEventBase {
+  /** What happened. */
+  readonly type: "waiting";
+  /** The place in line; 1 is the next. */
+  readonly place: number;
+  /** What is left of the present hold, where it is known. */
+  readonly retryAfterMs?: number;
+}
+
 /** A lease was extended, by hand or in the background. */
 export interface ExtendedEvent extends LockEventBase {
   /** What happened. */
@@ -102,6 +116,7 @@ export interface PushFailedEvent extends LockEventBase {
 export type LockEvent =
   | AcquiredEvent
   | RefusedEvent
+  | WaitingEvent
   | ExtendedEvent
   | ExtendFailedEvent
   | LostEvent

@@ -54,11 +54,16 @@ let next = 0;
 
 /**
  * A new owner: 128 random bits in hexadecimal, then `@` and the inbox of the
- * process, if it has one, then `:` and the label, if there is one. Kept in the
- * owner, both cost no key and no command, and are gone in the same instant as
- * the lock. The `@` tells it from the owners of other libraries.
+ * process, if it has one, then `#` if the hold draws a fencing token, then `:`
+ * and the label, if there is one. Kept in the owner, all cost no key and no
+ * command, and are gone in the same instant as the lock. The `@` tells it from
+ * the owners of other libraries.
  */
-export function drawOwner(label?: string, inbox?: string): string {
+export function drawOwner(
+  label?: string,
+  inbox?: string,
+  isFenced = false,
+): string {
   if (next === block.length) {
     crypto.getRandomValues(random);
     for (let i = 0, at = 0; i < random.length; at += MARK.length) {
@@ -73,10 +78,21 @@ export function drawOwner(label?: string, inbox?: string): string {
   }
   let owner = block.slice(next, next += OWNER_LENGTH);
   if (inbox !== undefined) owner += inbox;
+  if (isFenced) owner += "#";
   return label === undefined ? owner : `${owner}:${label}`;
 }
 
 /** The label in an owner of {@linkcode drawOwner}; `undefined` if there is none. */
 export function labelOf(owner: string): string | undefined {
-  return /^[0-9a-f]{32}@[0-9a-f]*\*?:(.*)$/s.exec(owner)?.[1];
+  return /^[0-9a-f]{32}@[0-9a-f]*\*?#?:(.*)$/s.exec(owner)?.[1];
+}
+
+/** Whether it is the owner of a hold of ours, and not of another library's. */
+export function isOurs(owner: string): boolean {
+  return /^[0-9a-f]{32}@/.test(owner);
+}
+
+/** Whether the hold of `owner` drew a fencing token as it began. */
+export function drewToken(owner: string): boolean {
+  return /^[0-9a-f]{32}@[0-9a-f]*\*?#/.test(owner);
 }

@@ -153,7 +153,8 @@ export async function poll(
       group.last = answer;
       // Each try by a name of its own: what a quorum cleans up after the last
       // one may reach a server late, and must not take the next one's vote.
-      claim = { ...claim, owner: drawOwner(label) };
+      const owner = drawOwner(label, undefined, terms.fencing);
+      claim = { ...claim, owner };
       if (watch !== undefined && !isWatching) {
         // What happens before it can be called is seen by the next try.
         isWatching = true;

@@ -432,7 +432,7 @@ export class Room {
   #draw(party: Party, ticket?: number): Wish {
     if (party.wish !== undefined) this.#standing.delete(party.wish.owner);
     const [{ ttlMs, localTurns }] = party.waiters;
-    const owner = drawOwner(party.label, this.#line.inbox);
+    const owner = drawOwner(party.label, this.#line.inbox, party.isFenced);
     const tokens = party.isFenced ? Math.max(1, localTurns) : 0;
     const wish: Wish = { key: party.key, owner, ttlMs, tokens, ticket };
     party.wish = wish;
@@ -515,12 +515,17 @@ export class Room {
     const { ticket, place, retryAfterMs, at } = answer;
     party.asked = asked;
     party.at = at;
-    party.stillThere = place === party.place ? party.stillThere + 1 : 0;
+    const hasMoved = place !== party.place;
+    party.stillThere = hasMoved ? 0 : party.stillThere + 1;
     party.place = place;
     party.freeAt = retryAfterMs === undefined ? undefined : now + retryAfterMs;
     // In passing: the next step is on its way.
     if (ticket === undefined) return;
     if (wish.ticket !== ticket) party.wish = { ...wish, ticket };
+    if (hasMoved && place !== undefined && this.#backend.onEvent) {
+      const { key, label } = party;
+      tell(this.#backend, { type: "waiting", key, label, place, retryAfterMs });
+    }
     const pauseMs = this.#pauseMs(party, retryAfterMs);
     // The more there is to be asked for, the less often.
     const foreignMs = FOREIGN_MS * Math.max(1, this.#standing.size / 250);

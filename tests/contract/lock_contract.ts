@@ -506,16 +506,19 @@ export function lockContract(
     },
   );
 
-  holds("inspectLock() tells all but the owner", async ({ on, key }) => {
+  holds("inspectLock() tells all but the owner", async ({ on, key, pass }) => {
     assertEquals((await inspectLock(on, key)).held, false);
     const lock = await acquireLock(on, key, {
       ttl: 5,
       label: "me",
       fencing: true,
     });
+    await pass(20);
     const info = await inspectLock(on, key);
     assertEquals(info.key, key);
     assertEquals([info.held, info.label], [true, "me"]);
+    assert(info.heldMs! >= 19 && info.heldMs! < 2_000, `${info.heldMs} ms`);
+    assertEquals(info.isForeign, undefined);
     assertEquals(info.fencingToken, lock.fencingToken);
     assert(info.remainingMs! > 3_000 && info.remainingMs! <= 5_000);
     assertFalse(JSON.stringify(info).includes(lock.owner.slice(0, 32)));

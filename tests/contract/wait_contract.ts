@@ -376,7 +376,16 @@ export function waitContract(
       return [info.held, info.label];
     });
     await inLine(key, 3);
-    assertEquals((await inspectLock(here.on, key)).label, "first");
+    const info = await inspectLock(here.on, key);
+    assertEquals(info.label, "first");
+    if (way !== "no line") {
+      assertEquals(info.waiting, 3);
+      const line = info.line!.map(({ label }) => label);
+      assertEquals(line.sort(), ["x", "y", undefined]);
+      for (const { waitedMs } of info.line!) {
+        assert(waitedMs >= 0 && waitedMs < 10_000, `${waitedMs} ms`);
+      }
+    }
     await holder.release();
     assertEquals(
       await served(Promise.all(all)),
@@ -428,11 +437,17 @@ export function waitContract(
     await pass(20);
     await holder.release();
     await (await served(waiting)).release();
-    const told = events.filter(({ type }) => type !== "push-failed");
+    const told = events.filter(({ type }) =>
+      type !== "push-failed" && type !== "waiting"
+    );
     assertEquals(
       told.map(({ type, key, label }) => [type, key, label]),
       [["acquired", key, "patient"], ["released", key, "patient"]],
     );
+    const places = events.flatMap((event) =>
+      event.type === "waiting" ? [[event.key, event.label, event.place]] : []
+    );
+    assertEquals(places, way === "no line" ? [] : [[key, "patient", 1]]);
     const [acquired] = told;
     assert(acquired.type === "acquired" && acquired.tookMs >= 19);
     const failed = events.filter(({ type }) => type === "push-failed");

@@ -22,6 +22,7 @@ import {
   redis,
   withLock,
 } from "@dreamer/utils/lock";
+import { HAND_OVER } from "../../src/backends/scripts.ts";
 import { type ClientKind, clients } from "../support/clients.ts";
 import { FakeClock } from "../support/fake_clock.ts";
 import { spawnScript } from "../support/process.ts";
@@ -105,6 +106,31 @@ async function commands(at: RedisServer): Promise<number> {
   }
   return count;
 }
+
+costs(
+  "who leaves may close the client right after",
+  async (on, own, kind) => {
+    const holder = await acquireLock(on, "left");
+    // As in a process that has never left a line before; the server knows it.
+    await own.command("SCRIPT", "LOAD", HAND_OVER.lua);
+    HAND_OVER.sha = undefined;
+    await using other = await kind.open(own.url);
+    const client = other.client as unknown as {
+      quit?(): Promise<unknown>;
+      send(command: string, args: string[]): Promise<unknown>;
+    };
+    const stop = new AbortController();
+    const waiting = wait(other.client, "left", { signal: stop.signal });
+    await inLine("left", 1, own);
+    stop.abort(new Error("enough"));
+    // Bun's has no such thing: there it is what is answered in its place.
+    await (client.quit?.() ?? client.send("PING", []));
+    // Not later: a line that nobody stands in is forgotten all the same.
+    assertEquals(await own.command("ZCARD", "{left}:line"), 0);
+    await assertRejects(() => waiting, Error, "enough");
+    await holder.release();
+  },
+);
 
 costs(
   "a newcomer who does not wait never slips in between",

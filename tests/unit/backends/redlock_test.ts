@@ -568,6 +568,7 @@ story("inspectLock(): who has a majority, and nobody else", async (q) => {
     key: "k",
     held: true,
     label: "me",
+    heldMs: 0,
     remainingMs: 10_000,
   });
   // One says nobody, one says me, and one nothing.

@@ -1,0 +1,102 @@
+/** `once`: of several hosts a few seconds apart one does it. */
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { existsSync, readFileSync } from "node:fs";
+
+import {
+  type RedisServer,
+  startRedis,
+} from "../../tests/support/redis_server.ts";
+import { after, before, test } from "../../tests/support/test.ts";
+import { lockCli, ran, scratchFile } from "./support/cli.ts";
+
+let server: RedisServer;
+let env: { REDIS_URL: string };
+before(async () => {
+  server = await startRedis();
+  env = { REDIS_URL: server.url };
+});
+after(() => server.stop());
+
+const once = (...args: (string | number)[]) => ran(["once", ...args], { env });
+const left = async (key: string) => Number(await server.command("PTTL", key));
+
+test.sideBySide([
+  ["of two hosts one runs it, and the other says nothing", async () => {
+    const book = scratchFile("once");
+    const args = ["job", "--keep", "1h", "--", "sh", "-c", `echo x >> ${book}`];
+    const begunAt = Date.now();
+    const both = await Promise.all([once(...args), once(...args)]);
+    both.push(await once(...args));
+    const silent = { code: 0, stdout: "", stderr: "" };
+    assertEquals(both, [silent, silent, silent]);
+    assertEquals(readFileSync(book, "utf8"), "x\n");
+    // From the start, not from the end; and nobody is left to renew it.
+    const leftMs = await left("job");
+    const mostMs = 3_600_000;
+    assert(leftMs <= mostMs, `${leftMs} ms`);
+    assert(leftMs > mostMs - (Date.now() - begunAt) - 1_000, `${leftMs} ms`);
+  }],
+
+  ["who was not first can be told, in words or by an exit code", async () => {
+    const keep = ["--keep", "1m", "--label", "web-1"];
+    assertEquals((await once("tell", ...keep, "--", "true")).code, 0);
+    const { code, stderr } = await once(
+      ...["tell", ...keep, "-v", "-E", 75, "--", "true"],
+    );
+    assertEquals(code, 75);
+    assertMatch(stderr, /^lock-cli: "tell" is taken: held by web-1 for /);
+    const json = await once("tell", ...keep, "--json", "--", "true");
+    const told = JSON.parse(json.stderr);
+    assertEquals([told.event, told.label], ["taken", "web-1"]);
+  }],
+
+  ["it is let go when its time is over, and no sooner", async () => {
+    const begunAt = performance.now();
+    await once("short", "--keep", "2s", "--", "true");
+    const args = ["run", "--wait", "15s", "short", "--", "true"];
+    const { code } = await ran(args, { env });
+    assertEquals(code, 0);
+    const tookMs = performance.now() - begunAt;
+    assert(tookMs > 1_900, `after ${tookMs} ms`);
+  }],
+
+  [
+    "a command that takes longer than that is renewed, and frees it",
+    async () => {
+      const shell = "sleep 1.5; echo $LOCK_KEY";
+      const keep = ["--keep", "200ms", "--ttl", "600ms"];
+      const first = lockCli(
+        ["once", "long", ...keep, "--", "sh", "-c", shell],
+        {
+          env,
+        },
+      );
+      await new Promise((done) => setTimeout(done, 1_000));
+      assertEquals(await first.exited, 0, first.stderr);
+      assertEquals(first.stdout, "long\n");
+      assertEquals(await server.command("EXISTS", "long"), 0);
+    },
+  ],
+
+  ["a command that fails frees it, so that another host may try", async () => {
+    const { code } = await once("fail", "--keep", "1h", "--", "false");
+    assertEquals(code, 1);
+    assertEquals(await server.command("EXISTS", "fail"), 0);
+    const book = scratchFile("retried");
+    await once("fail", "--keep", "1h", "--", "touch", book);
+    assert(existsSync(book));
+    assert(await left("fail") > 3_500_000);
+  }],
+
+  ["--keep-failed keeps it all the same", async () => {
+    const args = ["broken", "--keep", "1h", "--keep-failed"];
+    assertEquals((await once(...args, "--", "false")).code, 1);
+    assert(await left("broken") > 3_500_000);
+  }],
+
+  ["once wants to know for how long", async () => {
+    const { code, stderr } = await once("job", "--", "true");
+    assertEquals(code, 64);
+    assertMatch(stderr, /^lock-cli: once wants --keep: .*\n$/);
+  }],
+]);
