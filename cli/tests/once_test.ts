@@ -63,8 +63,8 @@ test.sideBySide([
   [
     "a command that takes longer than that is renewed, and frees it",
     async () => {
-      const shell = "sleep 1.5; echo $LOCK_KEY";
-      const keep = ["--keep", "200ms", "--ttl", "600ms"];
+      const shell = "sleep 3; echo $LOCK_KEY";
+      const keep = ["--keep", "200ms", "--ttl", "2s"];
       const first = lockCli(
         ["once", "long", ...keep, "--", "sh", "-c", shell],
         {

@@ -366,6 +366,8 @@ test("a server's failure rejects the call", async () => {
     callback: () => {},
   });
   const call = it.call();
+  // Looked at once the server is gone.
+  call.catch(() => {});
   await until("joined", () => own.command("EXISTS", "{down}:burst"));
   await own.kill();
   await assertRejects(() => call, LockBackendError);

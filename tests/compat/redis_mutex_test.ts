@@ -700,7 +700,7 @@ both("extend() throws where somebody else has it by now", async (world) => {
 both(
   "extend() of what was unlocked throws, and takes nothing",
   async (world) => {
-    const lock = world.mutex({ lockTimeout: 50 });
+    const lock = world.mutex({ lockTimeout: 500 });
     const unlocked = await lock.lock("a");
     await unlocked.unlock();
     await assertRejects(() => unlocked.extend(), LockError, "unlocked");

@@ -13,7 +13,7 @@ after(() => server.stop());
 
 for (const { name, open } of clients) {
   // The newest of each, and none that is another in disguise.
-  if (!/^(ioredis|redis|upstash|glide|bun)$/.test(name)) continue;
+  if (!/^(ioredis|redis|upstash|bun)$/.test(name)) continue;
   eventContract(name, async (onEvent) => {
     const proxy = await startProxy(server.port);
     const { client, close } = await open(proxy.url, { offline: "fail" });

@@ -537,7 +537,8 @@ export function lockContract(
     assertEquals(await forceRelease(on, key), true);
     const next = await acquireLock(on, key, { ttl: 10 });
     await until(pass, () => Promise.resolve(signal.aborted));
-    assertEquals(signal.reason.reason, "taken");
+    // A machine may be so busy that a renewal falls in between.
+    assertMatch(signal.reason.reason, /^(taken|deleted)$/);
     assertEquals(await lock.release(), false);
     assertEquals(await next.release(), true);
   });

@@ -7,7 +7,7 @@ import { type RedisServer, startRedis } from "../support/redis_server.ts";
 import { after, before, test, timersLeft } from "../support/test.ts";
 
 const LOCKS = 1_000;
-const TTL = 1.5;
+const TTL = 3;
 /** A lock is renewed after a third of its lease. */
 const PERIOD_MS = TTL * 1000 / 3;
 const MOST_PER_PERIOD = 10;

@@ -19,7 +19,7 @@ import {
   type RedisServer,
   startRedis,
 } from "../support/redis_server.ts";
-import { test, type TestOptions } from "../support/test.ts";
+import { test } from "../support/test.ts";
 
 const main = new URL("../../demo/main.ts", import.meta.url);
 /** No program is here to be found. */
@@ -124,26 +124,6 @@ function assertWell({ code, output }: { code: number | null; output: string }) {
   for (const line of output.split("\n")) assert(line.length <= 80, line);
 }
 
-test(
-  "the demo runs in memory, and says so, where there is no server",
-  async () => {
-    const result = await run(3, NOWHERE);
-    assertWell(result);
-    assertStringIncludes(result.output, "memory()");
-    assertStringIncludes(result.output, "On no server: no Redis-compatible");
-  },
-  { timeoutMs },
-);
-
-test("SIGINT ends the demo in memory, too", async () => {
-  await using script = spawnScript(main, [60], NOWHERE);
-  await until(() => Promise.resolve(script.stderr.includes("waits: place")));
-  script.kill("SIGINT");
-  const { code } = await script.exited;
-  assertEquals(code, 130, script.stderr);
-  assertStringIncludes(script.stderr, "Stopped.");
-}, { timeoutMs });
-
 test("the demo gives up on a server that cannot be reached", async () => {
   const url = `redis://:${encodeURIComponent(PASSWORD)}@127.0.0.1:1`;
   const { code, output } = await run(3, { REDIS_URL: url });
@@ -187,15 +167,26 @@ async function isQueued(server: RedisServer): Promise<boolean> {
 }
 
 const missing = redisMissing();
-function serverTest(
-  name: string,
-  fn: () => Promise<void>,
-  options: TestOptions,
-): void {
-  missing ? test.unavailable(name, missing) : test(name, fn, options);
+/** Whole runs, and the ways in which it ends early: they wait more than they do. */
+const runs: [name: string, fn: () => Promise<void>][] = [];
+
+/** One that needs a server. */
+function serverRun(name: string, fn: () => Promise<void>): void {
+  if (missing) test.unavailable(name, missing);
+  else runs.push([name, fn]);
 }
 
-serverTest(
+runs.push([
+  "the demo runs in memory, and says so, where there is no server",
+  async () => {
+    const result = await run(3, NOWHERE);
+    assertWell(result);
+    assertStringIncludes(result.output, "memory()");
+    assertStringIncludes(result.output, "On no server: no Redis-compatible");
+  },
+]);
+
+serverRun(
   "the demo runs on the server of REDIS_URL and leaves it bare",
   async () => {
     await using server = await startRedis({ password: PASSWORD });
@@ -209,20 +200,31 @@ serverTest(
     assertNoPassword(result.output);
     await assertBare(server);
   },
-  { timeoutMs },
 );
 
-serverTest("the demo starts a server of its own, and stops it", async () => {
+serverRun("the demo starts a server of its own, and stops it", async () => {
   const result = await run(3, { REDIS_URL: "" });
   assertWell(result);
   const [, port] = /started for this on port (\d+)/.exec(result.output) ?? [];
   // If it is gone, the port is to be had.
   await using server = await startRedis({ port: Number(port) });
   await assertBare(server);
-}, { timeoutMs });
+});
+
+// Not all at the same time: each starts some processes.
+test.sideBySide(runs.splice(0));
+
+runs.push(["SIGINT ends the demo in memory, too", async () => {
+  await using script = spawnScript(main, [60], NOWHERE);
+  await until(() => Promise.resolve(script.stderr.includes("waits: place")));
+  script.kill("SIGINT");
+  const { code } = await script.exited;
+  assertEquals(code, 130, script.stderr);
+  assertStringIncludes(script.stderr, "Stopped.");
+}]);
 
 for (const signal of ["SIGINT", "SIGTERM"] as const) {
-  serverTest(
+  serverRun(
     `${signal} ends the demo, its workers and their lock`,
     async () => {
       await using server = await startRedis();
@@ -236,19 +238,24 @@ for (const signal of ["SIGINT", "SIGTERM"] as const) {
       assertStringIncludes(script.stderr, "Stopped.");
       await assertBare(server);
     },
-    { timeoutMs },
   );
 }
 
-serverTest("the workers go home when the demo itself is killed", async () => {
-  await using server = await startRedis();
-  await using script = spawnScript(main, [60], { REDIS_URL: server.url });
-  await until(() => isQueued(server));
-  script.kill("SIGKILL");
-  await until(async () => await connections(server) === 1);
-  await until(async () => !await isBusy(server));
-  // Nobody is left to delete the book, so it goes by itself.
-  for (const key of await server.command("KEYS", "*") as string[]) {
-    assert(Number(await server.command("PTTL", key)) > 0, `${key} stays`);
-  }
-}, { timeoutMs });
+test.sideBySide(runs);
+
+const killed = "the workers go home when the demo itself is killed";
+if (missing) test.unavailable(killed, missing);
+else {
+  test(killed, async () => {
+    await using server = await startRedis();
+    await using script = spawnScript(main, [60], { REDIS_URL: server.url });
+    await until(() => isQueued(server));
+    script.kill("SIGKILL");
+    await until(async () => await connections(server) === 1);
+    await until(async () => !await isBusy(server));
+    // Nobody is left to delete the book, so it goes by itself.
+    for (const key of await server.command("KEYS", "*") as string[]) {
+      assert(Number(await server.command("PTTL", key)) > 0, `${key} stays`);
+    }
+  }, { timeoutMs });
+}

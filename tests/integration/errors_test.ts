@@ -792,13 +792,16 @@ let hog: Onlooker | undefined;
 
 for (const { what, reply, toHolder, spoil, mend } of refusals) {
   test(`${what} is an error with the reply ${reply}, and never a taken lock`, async () => {
-    for (const { name, on } of everyone) {
-      if (name === "memory") continue;
-      const key = newKey();
-      const held = await acquireLock(on, `${key}:held`, { ttl: 10 });
-
-      await spoil();
-      try {
+    const all = await Promise.all(
+      everyone.filter(({ name }) => name !== "memory").map(async ({ on }) => {
+        const key = newKey();
+        const held = await acquireLock(on, `${key}:held`, { ttl: 20 });
+        return { on, key, held };
+      }),
+    );
+    await spoil();
+    try {
+      await Promise.all(all.map(async ({ on, key, held }) => {
         const doings: [string, () => unknown][] = [
           ["acquire", () => acquireLock(on, key)],
           ["acquire", () => acquireLock(on, key, { throwOnFail: false })],
@@ -828,14 +831,15 @@ for (const { what, reply, toHolder, spoil, mend } of refusals) {
           }
           assertFalse(held.isAcquired());
         }
-      } finally {
-        await mend();
-      }
-
+      }));
+    } finally {
+      await mend();
+    }
+    for (const { on, key, held } of all) {
       assertEquals(await held.release(), toHolder !== null);
       await (await acquireLock(on, key)).release();
-      assertEquals(await server.command("DBSIZE"), 0);
     }
+    assertEquals(await server.command("DBSIZE"), 0);
   });
 }
 

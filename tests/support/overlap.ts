@@ -98,25 +98,28 @@ export function ledgerHere(): Ledger {
 
 /**
  * For several processes, any of which may be killed: on a server of its own,
- * for no longer than each lock was known to last; `served` counts who entered.
+ * until each lock is known to end by the clock of the machine, which is the
+ * same for all; `served` counts who entered.
  */
 export function ledgerAt(url: string): Ledger & { close(): void } {
   const redis = new Redis(url);
   return {
     async enter(lock) {
+      const now = Date.now();
+      const until = Math.floor(now + lock.remainingMs);
       const crowded = await redis.eval(
         `local crowded = {}
 redis.call("INCR", "served")
 for i, key in ipairs(KEYS) do
   local other = redis.call("GET", key)
   if other and other ~= ARGV[1] then crowded[#crowded + 1] = key end
-  redis.call("SET", key, ARGV[1], "PX", ARGV[2])
+  redis.call("SET", key, ARGV[1], "PXAT", ARGV[2])
 end
 return crowded`,
         lock.keys.length,
         ...lock.keys,
         lock.owner,
-        Math.max(1, Math.floor(lock.remainingMs)),
+        until,
       );
       return crowded as string[];
     },

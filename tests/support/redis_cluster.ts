@@ -73,7 +73,11 @@ export async function startCluster(): Promise<RedisCluster> {
       const set = (on: RedisServer, how: string, id: string) =>
         on.command("CLUSTER", "SETSLOT", slot, how, id);
       await set(to, "IMPORTING", fromId);
-      await set(from, "MIGRATING", toId);
+      // It may not have heard yet that a slot that was moved is its own again.
+      await until(
+        "it can be moved",
+        () => set(from, "MIGRATING", toId).then(() => true, () => false),
+      );
       const migrate = async (...keys: string[]) => {
         if (keys.length === 0) return;
         const [host, port] = [to.host, to.port];

@@ -13,10 +13,11 @@ import {
 } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
 import { settle } from "../../support/fake_clock.ts";
-import { spawnScript } from "../../support/process.ts";
+import { runtime, spawnScript } from "../../support/process.ts";
 import { test } from "../../support/test.ts";
 
-const HOLDS = 100_000;
+/** All of them under one runtime: arithmetic is the same under the others. */
+const HOLDS = runtime === "deno" ? 100_000 : 10_000;
 const SEED = 20_260_000;
 const timeoutMs = 120_000;
 
@@ -30,7 +31,7 @@ async function live(holds: number, how: string) {
 }
 
 test(
-  "100,000 random majorities, clocks off and servers wiped: tokens only rise",
+  "random majorities, clocks off and servers wiped: tokens only rise",
   async () => {
     const { held, fallen, failed, wiped } = await live(HOLDS, "well");
     assertEquals(fallen, 0);

@@ -71,7 +71,7 @@ function listening(isConnected = true) {
   return { ears, heard, close, ready };
 }
 
-test("bun: after a reconnect it subscribes again, and hears each message once", async () => {
+test("Bun's client: after a reconnect it subscribes again, and hears each message once", async () => {
   const { ears, heard, close, ready } = listening();
   await ready(1);
   ears[0].publish("one");
@@ -87,7 +87,7 @@ test("bun: after a reconnect it subscribes again, and hears each message once", 
   assertEquals(timersLeft(), 0);
 });
 
-test("bun: a connection that gave up is followed by another", async () => {
+test("Bun's client: a connection that gave up is followed by another", async () => {
   const { ears, heard, close, ready } = listening();
   await ready(1);
   ears[0].onclose!(new Error("Connection has failed"));
@@ -100,14 +100,14 @@ test("bun: a connection that gave up is followed by another", async () => {
   assertEquals([ears.length, timersLeft()], [2, 0]);
 });
 
-test("bun: a duplicate that is not connected yet is, and subscribed once", async () => {
+test("Bun's client: a duplicate that is not connected yet is, and subscribed once", async () => {
   const { ears, heard, close, ready } = listening(false);
   await ready(1);
   assertEquals([heard, ears[0].subscriptions], [["ready"], 1]);
   close();
 });
 
-test("bun: one that is not wanted any more when it comes is closed", async () => {
+test("Bun's client: one that is not wanted any more when it comes is closed", async () => {
   const { ears, heard, close } = listening();
   close();
   await until("it is closed", () => ears[0].isClosed);
