@@ -34,8 +34,6 @@ import { doorsOf, membersOf } from "./members.mjs";
 const LIMIT_MS = 600_000;
 /** How many checks, or files of one suite, run at the same time. */
 const AT_ONCE = 2;
-/** The same for Node, which takes the longest. */
-const AT_ONCE_IN_NODE = 3;
 
 const { only, files } = parseArgs({
   options: { only: { type: "string" }, files: { type: "string" } },
@@ -112,7 +110,7 @@ const runners = [
     node: [
       ...["--import", "tsx", "--test", "--test-force-exit"],
       ...[
-        `--test-concurrency=${AT_ONCE_IN_NODE}`,
+        `--test-concurrency=${AT_ONCE}`,
         "--test-reporter=spec",
         ...suites,
       ],
