@@ -18,7 +18,7 @@ import { until } from "../support/until.ts";
 
 const OVERLAPPER = new URL("./overlapper.ts", import.meta.url);
 const isSoak = process.env.SOAK_SECONDS !== undefined;
-const seconds = Number(process.env.SOAK_SECONDS ?? 3);
+const seconds = Number(process.env.SOAK_SECONDS ?? 2);
 const PROCESSES = 4;
 const CLIENTS = 100;
 
