@@ -161,7 +161,7 @@ story("a lock that is renewed is kept on the way", async (scene) => {
     }
     lock.assertHeld();
     assert(lock.remainingMs > 0);
-  }, { ttl: 1.8 });
+  }, { ttl: 4.5 });
   assertEquals(losses, 0);
 });
 
