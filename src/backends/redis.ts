@@ -390,18 +390,14 @@ export class RedisBackend implements Backend {
   release(hold: Hold): Promise<Verdict> {
     const { key, owner } = hold;
     const verdictOn = this.#verdictOn(hold);
-    const again = () =>
-      this.#release(key, owner, verdictOn, (cause) => {
-        throw failure("release", key, cause);
-      });
-    return this.#release(
-      key,
-      owner,
-      verdictOn,
-      (cause) =>
-        insist(failure("release", key, cause), again)
-          .catch((error) => releaseAlone(this.#port, hold, error)),
-    );
+    return this.#release(key, owner, verdictOn, (cause) => {
+      const again = () =>
+        this.#release(key, owner, verdictOn, (cause) => {
+          throw failure("release", key, cause);
+        });
+      return insist(failure("release", key, cause), again)
+        .catch((error) => releaseAlone(this.#port, hold, error));
+    });
   }
 
   #releaseAll(holds: readonly Hold[]): readonly Promise<Verdict>[] {

@@ -112,6 +112,8 @@ export function ioredis(ioredisClient: IoredisClient): Port {
   };
 }
 
+const settled = Promise.resolve();
+
 /**
  * Has all that is sent in the same moment go out in one write, as node-redis
  * does by itself: under load the system calls cost more than all the rest. The
@@ -131,7 +133,8 @@ function gatherer(client: Commands): () => void {
     if (stream?.cork === undefined || stream.uncork === undefined) return;
     gathering = stream;
     stream.cork();
-    queueMicrotask(send);
+    // Cheaper than queueMicrotask(), which Node wraps.
+    void settled.then(send);
   };
 }
 
