@@ -46,6 +46,8 @@ export async function startCluster(): Promise<RedisCluster> {
   };
   /** Where slots are that were moved. */
   const moved = new Map<number, number>();
+  /** Done once no slot is being given to another. */
+  let giving: Promise<void> = Promise.resolve();
   const slotOf = async (key: string) =>
     Number(await masters[0].command("CLUSTER", "KEYSLOT", key));
   const homeOf = (slot: number) =>
@@ -61,7 +63,14 @@ export async function startCluster(): Promise<RedisCluster> {
       return replies;
     },
     async commandFor(key, ...args) {
-      return await masters[homeOf(await slotOf(key))].command(...args);
+      const home = masters[homeOf(await slotOf(key))];
+      return await home.command(...args).catch((error) => {
+        // A busy one may not have heard yet that a slot is its own.
+        const [, port] = /^MOVED .*:(\d+)$/.exec(error.message) ?? [];
+        const other = masters.find((it) => String(it.port) === port);
+        if (other === undefined) throw error;
+        return other.command(...args);
+      });
     },
     async move(key) {
       const slot = await slotOf(key);
@@ -96,11 +105,18 @@ export async function startCluster(): Promise<RedisCluster> {
             if (left.length === 0) break;
             await migrate(...left);
           }
-          await set(to, "NODE", toId);
-          await set(from, "NODE", toId);
-          const [other] = masters.filter((it) => it !== from && it !== to);
-          await set(other, "NODE", toId);
-          moved.set(slot, there);
+          // One after the other: each counts up what decides who has a slot, and
+          // of two who count at the same time one may lose what it was given.
+          const before = giving;
+          giving = (async () => {
+            await before;
+            await set(to, "NODE", toId);
+            await set(from, "NODE", toId);
+            const [other] = masters.filter((it) => it !== from && it !== to);
+            await set(other, "NODE", toId);
+            moved.set(slot, there);
+          })();
+          await giving;
         },
       };
     },
