@@ -433,6 +433,7 @@ test("a server's failure rejects, and is no false", async () => {
   });
   await close();
   await own.stop();
+  await until("nothing is asked any more", () => timersLeft() === 0);
 });
 
 test("a lock is lost with its server's data, and its status says so", async () => {
