@@ -532,13 +532,13 @@ export function lockContract(
     pass,
   }) => {
     assertEquals(await forceRelease(on, key), false);
-    const lock = await acquireLock(on, key, { ttl: 0.9, autoExtend: true });
+    // So long that no renewal falls in between, also on a busy machine.
+    const lock = await acquireLock(on, key, { ttl: 2, autoExtend: true });
     const { signal } = lock;
     assertEquals(await forceRelease(on, key), true);
     const next = await acquireLock(on, key, { ttl: 10 });
     await until(pass, () => Promise.resolve(signal.aborted));
-    // A machine may be so busy that a renewal falls in between.
-    assertMatch(signal.reason.reason, /^(taken|deleted)$/);
+    assertEquals(signal.reason.reason, "taken");
     assertEquals(await lock.release(), false);
     assertEquals(await next.release(), true);
   });

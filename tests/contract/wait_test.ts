@@ -5,7 +5,6 @@ import { type IoredisClient, type LockEvent, redis } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
 import { clients } from "../support/clients.ts";
 import { FakeClock, settle } from "../support/fake_clock.ts";
-import { runtime } from "../support/process.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
 import { after, before, timersLeft } from "../support/test.ts";
 import { until } from "../support/until.ts";
@@ -80,9 +79,6 @@ waitContract("memory, fake clock", "called", () => {
 });
 
 for (const { name, isCalled, open } of clients) {
-  // It asks by the very words of a function, and was seen to end by itself under
-  // Deno where a machine is busy.
-  if (name === "glide" && runtime === "deno") continue;
   const way = isCalled ? "called" : "asking";
   waitContract(name, way, async () => {
     const [here, there] = await Promise.all([
