@@ -28,6 +28,7 @@ import {
   capture,
   ROOT,
 } from "./bring.mjs";
+import { compile } from "./compile.mjs";
 import { doorsOf, membersOf } from "./members.mjs";
 
 /** What one step may take: one that hangs must not hang the gate. */
@@ -66,9 +67,12 @@ const documents = [
     ),
   ),
 ];
-const folders = ["tests", ...members.map((member) => `${member}/tests`)];
+// The units last: none of them takes long, when there is nothing else to do.
+const folders = [...members.map((member) => `${member}/tests`), "tests"];
 const suites = (files?.split(",") ?? folders)
   .flatMap((path) => filesUnder(posix.join(path), "_test.ts"));
+/** What Node runs: the suites, and what they start. */
+const scripts = [...folders, "demo"].flatMap((path) => filesUnder(path, ".ts"));
 
 // Cheap ones first, two at a time, and the suites after, all side by side and
 // two files of each at a time: they wait more than they compute, and a machine
@@ -108,13 +112,10 @@ const runners = [
   {
     name: "node",
     node: [
-      ...["--import", "tsx", "--test", "--test-force-exit"],
-      ...[
-        `--test-concurrency=${AT_ONCE}`,
-        "--test-reporter=spec",
-        ...suites,
-      ],
+      ...["--enable-source-maps", "--test", "--test-force-exit"],
+      ...[`--test-concurrency=${AT_ONCE}`, "--test-reporter=spec"],
     ],
+    compiled: suites,
     count: nodeCount,
   },
 ];
@@ -200,7 +201,11 @@ async function take(step) {
   const sum = { passed: 0, failed: 0, skipped: 0 };
   const complaints = [];
   const run = async (file) => {
-    const args = [...step[kind], ...file ? [file] : []];
+    const args = [
+      ...step[kind],
+      ...step.compiled ? await compiled(step.compiled) : [],
+      ...file ? [file] : [],
+    ];
     const { code, output } = program
       ? await capture(program, args, {
         env: { ...env, ...step.env },
@@ -227,6 +232,13 @@ async function take(step) {
     console.log(`FAIL ${step.name.padEnd(8)}  ${seconds} s`);
     for (const complaint of complaints) console.log(complaint.trimEnd());
   }
+}
+
+/** Where the suites `paths` are for Node, with the scripts that they start. */
+async function compiled(paths) {
+  const places = await compile(scripts, members);
+  env.COMPILED = JSON.stringify(Object.fromEntries(places));
+  return paths.map((path) => places.get(path));
 }
 
 /** What the end of one process of a step comes to. */

@@ -4,6 +4,7 @@
  * side of the talk.
  */
 import { spawn } from "node:child_process";
+import { relative } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
@@ -43,6 +44,10 @@ export interface Script extends AsyncDisposable {
 }
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url));
+/** Where the gate has which script compiled for Node: see tools/compile.mjs. */
+const COMPILED: Record<string, string> = JSON.parse(
+  process.env.COMPILED ?? "{}",
+);
 const running = new Set<number>();
 process.on("exit", () => {
   for (const pid of running) process.kill(pid, "SIGKILL");
@@ -54,14 +59,18 @@ export function spawnScript(
   args: readonly (string | number)[] = [],
   env: Record<string, string> = {},
 ): Script {
+  const path = fileURLToPath(file);
+  const compiled = COMPILED[relative(ROOT, path)];
   const how = {
-    deno: ["run", "-A", "--no-check", "--quiet"],
-    bun: ["run"],
-    node: ["--import", "tsx"],
+    deno: ["run", "-A", "--no-check", "--quiet", path],
+    bun: ["run", path],
+    node: compiled === undefined
+      ? ["--import", "tsx", path]
+      : ["--enable-source-maps", compiled],
   }[runtime];
   const child = spawn(
     process.execPath,
-    [...how, fileURLToPath(file), ...args.map(String)],
+    [...how, ...args.map(String)],
     // The folder is where all three find their settings.
     { cwd: ROOT, env: { ...process.env, NO_COLOR: "1", ...env } },
   );
