@@ -90,12 +90,6 @@ const REMIND_MS = 150;
 const TEST_MS = 1_000;
 const MOST_MISSED = 2;
 
-/**
- * For how long one WAIT may wait: on a connection that others use as well, they
- * wait along.
- */
-const WAIT_MS = 20;
-
 /** Locks on the server behind `port`. */
 export class RedisBackend implements Backend {
   readonly name = "redis";
@@ -133,7 +127,7 @@ export class RedisBackend implements Backend {
     this.onEvent = options.onEvent;
     this.scan = port.scan && ((pattern) => this.#scan(pattern));
     this.confirm = port.evalAndWait &&
-      ((claims, replicas) => this.#confirm(claims, replicas));
+      ((claims, replicas, ms) => this.#confirm(claims, replicas, ms));
     if (port.get === undefined) {
       this.line = this.#newLine();
       this.notices = new RedisNotices(port, {
@@ -320,11 +314,12 @@ export class RedisBackend implements Backend {
   async #confirm(
     claims: readonly Claim[],
     replicas: number,
+    ms: number,
   ): Promise<number | Exclude<Verdict, "done">> {
     if (claims.length > 1 && this.#port.isCluster) {
       let fewest = Infinity;
       for (const claim of claims) {
-        const answer = await this.#confirm([claim], replicas);
+        const answer = await this.#confirm([claim], replicas, ms);
         if (typeof answer !== "number") return answer;
         fewest = Math.min(fewest, answer);
       }
@@ -337,7 +332,8 @@ export class RedisBackend implements Backend {
         claims.map(({ key }) => key),
         claims.flatMap(({ owner, ttlMs }) => [owner, String(ttlMs)]),
         replicas,
-        WAIT_MS,
+        // 0 would be without end.
+        Math.max(1, Math.floor(ms)),
       );
       for (const verdict of decode(extended)) {
         if (verdict !== "done") return verdict;
@@ -891,11 +887,12 @@ async function releaseAlone(
 ): Promise<Verdict> {
   // ioredis tells what it has met last on its way between the two.
   if (!/^(TRYAGAIN|MOVED|ASK)$/.test(error.reply ?? "")) throw error;
-  try {
-    return await run(port, RELEASE_ALONE, [key], [owner]);
-  } catch (cause) {
-    throw failure("release", key, cause);
-  }
+  const release = () =>
+    run(port, RELEASE_ALONE, [key], [owner]).catch((cause) => {
+      throw failure("release", key, cause);
+    });
+  // Not every client finds its way at once while the slot is handed over.
+  return await release().catch((error) => insist(error, release));
 }
 
 /**

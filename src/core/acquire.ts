@@ -85,6 +85,8 @@ export async function acquireAll(
 /** Between two questions to the replicas, at first and at most. */
 const CONFIRM_FIRST_MS = 10;
 const CONFIRM_LAST_MS = 100;
+/** For how long they may take to answer the first; with each twice as long. */
+const ANSWER_MS = 20;
 /** For how long they are asked at least, by one who has no patience. */
 const CONFIRM_MS = 1_000;
 
@@ -111,16 +113,17 @@ export async function confirm(
   let confirmed = 0;
   let cause: unknown;
   let pauseMs = CONFIRM_FIRST_MS;
-  while (clock.now() < until) {
+  for (let answerMs = ANSWER_MS; clock.now() < until; answerMs *= 2) {
+    const leftMs = until - clock.now();
     const answer = await within(
       clock,
-      until - clock.now(),
-      () => backend.confirm!(claims, replicas),
+      leftMs,
+      () => backend.confirm!(claims, replicas, Math.min(answerMs, leftMs)),
     ).catch((error: unknown) => error);
     signal?.throwIfAborted();
     if (typeof answer === "number") {
       if (answer >= replicas) return;
-      confirmed = answer;
+      confirmed = Math.max(confirmed, answer);
     } else if (typeof answer === "string") {
       const what = "it was gone before its replicas had it";
       throw new LockBackendError(key, `Cannot acquire "${key}": ${what}`);

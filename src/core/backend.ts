@@ -126,13 +126,15 @@ export interface Backend {
   /**
    * Makes each hold last its `ttlMs` from now if it is still ours, and asks how
    * many replicas have that: all that the server did before, they have as well.
-   * Answers as soon as they are `replicas`, or after a short time.
+   * Answers as soon as they are `replicas`, or after `ms`: on a connection that
+   * others use as well, they wait along.
    *
    * @returns How many there are, or what has become of a hold that isn't ours.
    */
   confirm?(
     claims: readonly Claim[],
     replicas: number,
+    ms: number,
   ): Promise<number | Exclude<Verdict, "done">>;
   /**
    * Adds `byMs` to what is left of the hold, or takes it off, by the server's

@@ -28,8 +28,9 @@ import {
   type RedisGroup,
   startGroup,
 } from "../support/redis_sentinel.ts";
+import { startRedis } from "../support/redis_server.ts";
 import { sentinelClients } from "../support/sentinel_clients.ts";
-import { test, timersLeft } from "../support/test.ts";
+import { test, timersEnd } from "../support/test.ts";
 import { until } from "../support/until.ts";
 
 const stories: [name: string, fn: () => Promise<void>][] = [];
@@ -149,6 +150,33 @@ stories.push(["a replica that is stopped has confirmed nothing", async () => {
   own.replica.thaw();
 }]);
 
+stories.push([
+  "a replica far away is waited for, longer each time",
+  async () => {
+    await using primary = await startRedis();
+    await using replica = await startRedis();
+    await using wire = await startProxy(primary.port);
+    await replica.command("REPLICAOF", wire.host, wire.port);
+    await until(
+      "it has all",
+      async () =>
+        /master_link_status:up/.test(
+          await replica.command("INFO", "replication") as string,
+        ),
+    );
+    wire.delayReplies(70);
+    await Promise.all(
+      clients.filter(canAsk).map(async ({ name, open }) => {
+        await using it = await open(primary.url);
+        const options = { replicas: 1, ttl: 15, waitMs: 10_000 } as const;
+        const lock = await acquireLock(it.client, `far:${name}`, options);
+        assertEquals(await replica.command("GET", lock.key), lock.owner);
+        assertEquals(await lock.release(), true);
+      }),
+    );
+  },
+]);
+
 stories.push(["one that is a primary no more grants nothing", async () => {
   await using own = await startGroup();
   const { primary, replica, sentinel } = own;
@@ -229,5 +257,5 @@ stories.push(["who can ask no replicas says so before anything", async () => {
 
 test.sideBySide(stories, async () => {
   await (await group())[Symbol.asyncDispose]();
-  await until("nobody listens any more", () => timersLeft() === 0);
+  await timersEnd();
 });
