@@ -329,19 +329,20 @@ test.sideBySide([
     await using own = await startRedis();
     const args = [
       "--ttl",
-      "3s",
+      "6s",
       "back",
       "--",
       "sh",
       "-c",
-      "echo up $$; sleep 4",
+      "echo up $$; sleep 5",
     ];
     await using cli = lockCli(["run", ...args], {
       env: { REDIS_URL: own.url },
     });
     await started(cli);
     own.freeze();
-    await new Promise((done) => setTimeout(done, 1_400));
+    // A renewal is due after two seconds.
+    await new Promise((done) => setTimeout(done, 2_600));
     own.thaw();
     assertEquals(await cli.exited, 0, cli.stderr);
     assertEquals(cli.stderr, "");

@@ -37,7 +37,7 @@ import {
   after,
   before,
   test as watchedTest,
-  timersLeft,
+  timersEnd,
 } from "../../tests/support/test.ts";
 import { until } from "../../tests/support/until.ts";
 import { DistributedLockModule, getLockToken, InjectLock } from "../mod.ts";
@@ -46,7 +46,7 @@ let server: RedisServer;
 before(async () => void (server = await startRedis()));
 after(async () => {
   await server.stop();
-  await until("no timer is left", () => timersLeft() === 0);
+  await timersEnd();
 });
 
 /** What is left of timers is looked at after the last test. */

@@ -19,7 +19,7 @@ import { connect } from "../../src/connect.ts";
 import { clients } from "../support/clients.ts";
 import { FakeClock, settle } from "../support/fake_clock.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
-import { after, before, test, timersLeft } from "../support/test.ts";
+import { after, before, test, timersEnd, timersLeft } from "../support/test.ts";
 import { until } from "../support/until.ts";
 import { sleep, type World, worlds } from "./worlds.ts";
 
@@ -433,7 +433,7 @@ test("a server's failure rejects, and is no false", async () => {
   });
   await close();
   await own.stop();
-  await until("nothing is asked any more", () => timersLeft() === 0);
+  await timersEnd();
 });
 
 test("a lock is lost with its server's data, and its status says so", async () => {

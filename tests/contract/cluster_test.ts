@@ -10,7 +10,8 @@ import {
 } from "@dreamer/utils/lock";
 import { clusterClients } from "../support/cluster_clients.ts";
 import { type RedisCluster, startCluster } from "../support/redis_cluster.ts";
-import { after, before, test, timersLeft } from "../support/test.ts";
+import { stall } from "../support/stall.ts";
+import { after, before, test, timersEnd } from "../support/test.ts";
 import { until } from "../support/until.ts";
 import { lockContract } from "./lock_contract.ts";
 import { waitContract } from "./wait_contract.ts";
@@ -20,7 +21,7 @@ let cluster: RedisCluster;
 before(async () => void (cluster = await startCluster()));
 after(async () => {
   await cluster.stop();
-  await until("nobody listens any more", () => timersLeft() === 0);
+  await timersEnd();
 });
 
 /** A node-redis cluster does not tell that it was closed. */
@@ -63,9 +64,7 @@ for (const { name, isCalled, open } of clusterClients) {
       there: { on: there.client },
       observed: { on, events },
       pass,
-      stall(ms) {
-        for (const end = performance.now() + ms; performance.now() < end;);
-      },
+      stall,
       served: (waiting) => waiting,
       inLine: (key, count) =>
         until(

@@ -158,7 +158,7 @@ export function lockContract(
       key,
       pass,
     }) => {
-      const lock = await acquireLock(on, key, { ttl: 0.4 });
+      const lock = await acquireLock(on, key, { ttl: 0.6 });
       const { signal } = lock;
       const told = new Promise<void>((done) =>
         signal.addEventListener("abort", () => done(), { once: true })
@@ -216,10 +216,10 @@ export function lockContract(
       key,
       pass,
     }) => {
-      const lock = await acquireLock(on, key, { ttl: 0.6 });
+      const lock = await acquireLock(on, key, { ttl: 0.8 });
       const { signal } = lock;
       await lock.extend(30);
-      await pass(700);
+      await pass(900);
       assertFalse(signal.aborted);
       assert(lock.isAcquired());
       assertStrictEquals(

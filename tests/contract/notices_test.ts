@@ -8,7 +8,7 @@ import { clients } from "../support/clients.ts";
 import { clusterClients } from "../support/cluster_clients.ts";
 import { type RedisCluster, startCluster } from "../support/redis_cluster.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
-import { after, before, test, timersLeft } from "../support/test.ts";
+import { after, before, test, timersEnd } from "../support/test.ts";
 import { until } from "../support/until.ts";
 import { noticesContract } from "./notices_contract.ts";
 
@@ -46,7 +46,7 @@ for (const kind of clients.filter(({ name }) => /^(io)?redis$/.test(name))) {
       },
       async [Symbol.asyncDispose]() {
         await Promise.all([here.close(), there.close()]);
-        await until("nobody listens any more", () => timersLeft() === 0);
+        await timersEnd();
       },
     };
   });
@@ -67,7 +67,7 @@ for (const kind of clusterClients.filter(({ isCalled }) => isCalled)) {
       },
       async [Symbol.asyncDispose]() {
         await Promise.all([here.close(), there.close()]);
-        await until("nobody listens any more", () => timersLeft() === 0);
+        await timersEnd();
       },
     };
   });
@@ -99,7 +99,7 @@ test("one who can't be called is passed over, and all that is noted expires", as
   );
   hearing.close();
   await opened.close();
-  await until("nobody listens any more", () => timersLeft() === 0);
+  await timersEnd();
 });
 
 test("whoever holds it without knowing of notices is said to be a stranger", async () => {

@@ -7,6 +7,7 @@ import { clients, type OpenClient } from "../support/clients.ts";
 import { FakeClock, settle } from "../support/fake_clock.ts";
 import { FlakyServer } from "../support/flaky.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
+import { stall } from "../support/stall.ts";
 import { after, before } from "../support/test.ts";
 import { until } from "../support/until.ts";
 import { eventContract } from "./event_contract.ts";
@@ -21,10 +22,6 @@ before(async () => {
 after(() => Promise.all(servers.map((server) => server.stop())));
 
 const pass = (ms: number) => new Promise<void>((go) => setTimeout(go, ms));
-function stall(ms: number): void {
-  const until = performance.now() + ms;
-  while (performance.now() < until);
-}
 const noKeys = () => Promise.resolve(0);
 const memories = (clock?: FakeClock) =>
   Array.from({ length: SIZE }, () => memory(clock && { clock }));

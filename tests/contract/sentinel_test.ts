@@ -7,19 +7,24 @@ import {
   redis,
 } from "@dreamer/utils/lock";
 import { assertEquals } from "@std/assert";
+import type { OpenClient } from "../support/clients.ts";
 import { type RedisGroup, startGroup } from "../support/redis_sentinel.ts";
 import { sentinelClients } from "../support/sentinel_clients.ts";
-import { after, before, test, timersLeft } from "../support/test.ts";
+import { stall } from "../support/stall.ts";
+import { after, before, test, timersEnd } from "../support/test.ts";
 import { until } from "../support/until.ts";
 import { lockContract } from "./lock_contract.ts";
 import { waitContract } from "./wait_contract.ts";
 
 const DAY_MS = 86_400_000;
 let group: RedisGroup;
+/** One for all locks: each of its kind builds the server's commands anew. */
+let shared: Promise<OpenClient> | undefined;
 before(async () => void (group = await startGroup()));
 after(async () => {
+  await (await shared)?.close();
   await group[Symbol.asyncDispose]();
-  await until("nobody listens any more", () => timersLeft() === 0);
+  await timersEnd();
 });
 
 const pass = (ms: number) => new Promise<void>((go) => setTimeout(go, ms));
@@ -30,7 +35,7 @@ const { name, open } = sentinelClients.find(({ name }) =>
 )!;
 
 lockContract(name, async () => {
-  const { client, close } = await open(group);
+  const { client } = await (shared ??= open(group));
   return {
     on: client,
     pass,
@@ -44,7 +49,7 @@ lockContract(name, async () => {
       }
       return locks;
     },
-    [Symbol.asyncDispose]: close,
+    [Symbol.asyncDispose]: () => Promise.resolve(),
   };
 });
 
@@ -60,9 +65,7 @@ waitContract(name, "called", async () => {
     there: { on: there.client },
     observed: { on, events },
     pass,
-    stall(ms) {
-      for (const end = performance.now() + ms; performance.now() < end;);
-    },
+    stall,
     served: (waiting) => waiting,
     inLine: (key, count) =>
       until(

@@ -246,7 +246,7 @@ export function waitContract(
 
   waits("a hold that runs out goes to who waits", async (it) => {
     const { wait, hold, there, served } = it;
-    const holder = await hold({ ttl: 0.3 });
+    const holder = await hold({ ttl: 0.6 });
     const { signal } = holder;
     const lock = await served(wait(there));
     assertFalse(holder.isAcquired(), "two holders");

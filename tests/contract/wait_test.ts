@@ -6,7 +6,8 @@ import { memory } from "@dreamer/utils/lock/memory";
 import { clients } from "../support/clients.ts";
 import { FakeClock, settle } from "../support/fake_clock.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
-import { after, before, timersLeft } from "../support/test.ts";
+import { stall } from "../support/stall.ts";
+import { after, before, timersEnd } from "../support/test.ts";
 import { until } from "../support/until.ts";
 import { waitContract } from "./wait_contract.ts";
 
@@ -14,13 +15,10 @@ let server: RedisServer;
 before(async () => void (server = await startRedis()));
 after(async () => {
   await server.stop();
-  await until("nobody listens any more", () => timersLeft() === 0);
+  await timersEnd();
 });
 
 const pass = (ms: number) => new Promise<void>((go) => setTimeout(go, ms));
-function stall(ms: number): void {
-  for (const until = performance.now() + ms; performance.now() < until;);
-}
 const noKeys = () => Promise.resolve(0);
 
 /** One place for all: who is who is told by the label. */

@@ -9,7 +9,7 @@ import { acquireLock } from "@dreamer/utils/lock";
 import { clusterClients } from "../support/cluster_clients.ts";
 import { spawnScript } from "../support/process.ts";
 import { type RedisCluster, startCluster } from "../support/redis_cluster.ts";
-import { after, before, test, timersLeft } from "../support/test.ts";
+import { after, before, test, timersEnd } from "../support/test.ts";
 import { until } from "../support/until.ts";
 
 const WAITER = new URL("./waiter.ts", import.meta.url);
@@ -66,5 +66,5 @@ const stories = called.map(({ name, open }) =>
 
 test.sideBySide(
   stories,
-  () => until("nobody listens any more", () => timersLeft() === 0),
+  () => timersEnd(),
 );

@@ -18,7 +18,7 @@ import {
 import { type RedisGroup, startGroup } from "../support/redis_sentinel.ts";
 import { sentinelClients } from "../support/sentinel_clients.ts";
 import type { RedisServer } from "../support/redis_server.ts";
-import { test, timersLeft } from "../support/test.ts";
+import { test, timersEnd } from "../support/test.ts";
 import { until } from "../support/until.ts";
 
 /** Of a primary; more than a busy machine makes it wait. */
@@ -176,5 +176,5 @@ story("the primary is killed", async (scene) => {
 
 test.sideBySide(
   stories,
-  () => until("nobody listens any more", () => timersLeft() === 0),
+  () => timersEnd(),
 );

@@ -13,7 +13,7 @@ import process from "node:process";
 import { acquireLock, LockLostError, redis } from "@dreamer/utils/lock";
 import { clients } from "../support/clients.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
-import { after, before, test, timersLeft } from "../support/test.ts";
+import { after, before, test, timersEnd } from "../support/test.ts";
 import { until } from "../support/until.ts";
 
 const seconds = Number(process.env.SOAK_SECONDS ?? 1);
@@ -140,7 +140,7 @@ async function soak(
     return keys.every((name) => name === `{${key}}:fence`);
   });
   await Promise.all(open.map((client) => client.close()));
-  await until("nobody listens any more", () => timersLeft() === 0);
+  await timersEnd();
   if (process.env.SOAK_SECONDS) console.log(story(kind.name, count));
 }
 

@@ -24,7 +24,7 @@ import { type ClientKind, clients } from "../support/clients.ts";
 import { type Script, spawnScript } from "../support/process.ts";
 import { type Proxy, startProxy } from "../support/proxy.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
-import { after, before, test, timersLeft } from "../support/test.ts";
+import { after, before, test, timersEnd } from "../support/test.ts";
 import { until } from "../support/until.ts";
 
 const WAITER = new URL("./waiter.ts", import.meta.url);
@@ -42,7 +42,7 @@ let server: RedisServer;
 before(async () => void (server = await startRedis()));
 after(async () => {
   await server.stop();
-  await until("nobody listens any more", () => timersLeft() === 0);
+  await timersEnd();
 });
 
 /** How a client makes the connection by which it listens. */

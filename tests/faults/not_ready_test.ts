@@ -13,7 +13,7 @@ import {
 } from "@dreamer/utils/lock";
 import { clients } from "../support/clients.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
-import { test, timersLeft } from "../support/test.ts";
+import { test, timersEnd } from "../support/test.ts";
 import { until } from "../support/until.ts";
 
 const PATIENT = { ttl: 10, waitMs: 10_000, localTurns: 0 } as const;
@@ -173,5 +173,5 @@ stories.push(["one that tells of it from within a script", async () => {
 
 test.sideBySide(
   stories,
-  () => until("nobody listens any more", () => timersLeft() === 0),
+  () => timersEnd(),
 );

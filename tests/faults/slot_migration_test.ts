@@ -16,7 +16,7 @@ import {
 } from "@dreamer/utils/lock";
 import { clusterClients } from "../support/cluster_clients.ts";
 import { type RedisCluster, startCluster } from "../support/redis_cluster.ts";
-import { after, before, test, timersLeft } from "../support/test.ts";
+import { after, before, test, timersEnd } from "../support/test.ts";
 import { until } from "../support/until.ts";
 
 const PATIENT = { ttl: 10, waitMs: 15_000, localTurns: 0 } as const;
@@ -243,5 +243,5 @@ story("a slot that nobody serves for a while loses nothing", async (scene) => {
 
 test.sideBySide(
   stories,
-  () => until("nobody listens any more", () => timersLeft() === 0),
+  () => timersEnd(),
 );

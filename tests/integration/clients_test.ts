@@ -29,7 +29,7 @@ import {
 } from "@dreamer/utils/lock";
 import { clients } from "../support/clients.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
-import { after, before, test, timersLeft } from "../support/test.ts";
+import { after, before, test, timersEnd, timersLeft } from "../support/test.ts";
 import { until } from "../support/until.ts";
 import { startUpstash, type UpstashServer } from "../support/upstash_server.ts";
 
@@ -176,7 +176,7 @@ test("a function that throws, or answers nothing of Redis, is an error", async (
     () => acquireLock(silly, "k", { ttl: 0.05, throwOnFail: false }),
     LockBackendError,
   );
-  await until("nobody cleans up", () => timersLeft() === 0);
+  await timersEnd();
 });
 
 test("what only writes commands down, or makes clients, is refused", () => {
@@ -267,7 +267,7 @@ test("all clients together: one line, in its order, whoever is called or asks", 
   } finally {
     for (const { it } of open) await it.close();
   }
-  await until("nobody listens any more", () => timersLeft() === 0);
+  await timersEnd();
   assertEquals(await server.command("DBSIZE"), 0);
 });
 
@@ -309,7 +309,7 @@ test("all clients together: nobody starves, and never two inside", async () => {
   } finally {
     for (const { it } of open) await it.close();
   }
-  await until("nobody listens any more", () => timersLeft() === 0);
+  await timersEnd();
   assertEquals(await server.command("DBSIZE"), 0);
 });
 

@@ -27,7 +27,7 @@ import { type ClientKind, clients } from "../support/clients.ts";
 import { FakeClock } from "../support/fake_clock.ts";
 import { runtime, spawnScript } from "../support/process.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
-import { after, before, test, timersLeft } from "../support/test.ts";
+import { after, before, test, timersEnd } from "../support/test.ts";
 import { until } from "../support/until.ts";
 
 const WAITER = new URL("../faults/waiter.ts", import.meta.url);
@@ -42,7 +42,7 @@ let server: RedisServer;
 before(async () => void (server = await startRedis()));
 after(async () => {
   await server.stop();
-  await until("nobody listens any more", () => timersLeft() === 0);
+  await timersEnd();
 });
 
 /** One test for each kind of client, side by side, on a server of its own. */

@@ -14,7 +14,7 @@ import { clients, type OpenClient } from "../support/clients.ts";
 import { ledgerHere, overlap } from "../support/overlap.ts";
 import { spawnScript } from "../support/process.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
-import { after, before, test, timersLeft } from "../support/test.ts";
+import { after, before, test, timersEnd } from "../support/test.ts";
 import { until } from "../support/until.ts";
 
 const OVERLAPPER = new URL("../faults/overlapper.ts", import.meta.url);
@@ -37,7 +37,7 @@ class Processes implements AsyncDisposable {
 
   async [Symbol.asyncDispose]() {
     for (const { close } of this.#opened) await close();
-    await until("nobody listens any more", () => timersLeft() === 0);
+    await timersEnd();
     await until("no key is left", async () => {
       for (const { command } of servers) {
         const keys = await command("KEYS", "*") as string[];

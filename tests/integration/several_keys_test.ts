@@ -22,7 +22,7 @@ import { clusterClients } from "../support/cluster_clients.ts";
 import { ledgerHere, overlap } from "../support/overlap.ts";
 import { type RedisCluster, startCluster } from "../support/redis_cluster.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
-import { after, before, test, timersLeft } from "../support/test.ts";
+import { after, before, test, timersEnd } from "../support/test.ts";
 import { until } from "../support/until.ts";
 
 let server: RedisServer;
@@ -54,7 +54,7 @@ function holds(
         await using it = await kind.open(server.url);
         await fn(it.client, keys);
       }
-      await until("nobody listens any more", () => timersLeft() === 0);
+      await timersEnd();
       const left = await server.command("KEYS", `*${keys[0].slice(0, -2)}:*`);
       assertEquals(
         (left as string[]).filter((key) => !key.endsWith(":fence")),
@@ -242,7 +242,7 @@ function neverMeet(
     const left = await command("KEYS", `*${prefix}*`) as unknown[];
     assertEquals(left.flat(), []);
     await Promise.all(opened.map((it) => it.close()));
-    await until("nobody listens any more", () => timersLeft() === 0);
+    await timersEnd();
   });
 }
 

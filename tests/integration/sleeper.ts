@@ -12,6 +12,7 @@ import {
 } from "@dreamer/utils/lock";
 import { args, say } from "../support/child.ts";
 import { clients } from "../support/clients.ts";
+import { stall } from "../support/stall.ts";
 import { until } from "../support/until.ts";
 
 const [what, name, url, key, ttl, list] = args;
@@ -73,6 +74,7 @@ async function block(lock: DistributedLock, by: string): Promise<void> {
       if (readSync(0, word) > 0) break;
     } catch {
       // EAGAIN: nothing there yet.
+      stall(5);
     }
   }
   looks[by]();

@@ -228,8 +228,16 @@ function ioSettings({ offline }: OpenOptions = {}) {
   };
 }
 
+/**
+ * For settings of node-redis: it builds a class of all the server's commands for
+ * every client, which takes longer than most of our tests, unless the settings
+ * of the last one were the same, as JSON.
+ */
+export const sameAsTheLast = { toJSON: () => "the same" } as const;
+
 function nodeSettings(url: string, { offline }: OpenOptions = {}) {
   return {
+    ...sameAsTheLast,
     url,
     disableOfflineQueue: offline === "fail",
     socket: { reconnectStrategy: () => RETRY_MS },

@@ -1,7 +1,7 @@
 /** Clients of a Cluster, as `clients.ts` has them of a server. */
 import type { LockTarget } from "@dreamer/utils/lock";
 
-import type { OpenClient } from "./clients.ts";
+import { type OpenClient, sameAsTheLast } from "./clients.ts";
 
 /** One kind of client. */
 export interface ClusterClientKind {
@@ -47,7 +47,11 @@ export const clusterClients: readonly ClusterClientKind[] = [
     isCalled: true,
     async open(urls) {
       const { createCluster } = await import("redis");
-      const client = createCluster({ rootNodes: urls.map((url) => ({ url })) });
+      const settings = {
+        ...sameAsTheLast,
+        rootNodes: urls.map((url) => ({ url })),
+      };
+      const client = createCluster(settings);
       client.on("error", () => {});
       await client.connect();
       return opened(client as unknown as LockTarget, () => client.destroy());

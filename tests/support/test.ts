@@ -10,6 +10,8 @@ import process from "node:process";
 import { setImmediate } from "node:timers";
 import { fileURLToPath } from "node:url";
 
+import { until } from "./until.ts";
+
 export { after, before };
 
 /** How a test may differ from the others. */
@@ -181,6 +183,13 @@ export async function watched(
 /** How many timers of the library are neither fired nor cleared, in all tests. */
 export function timersLeft(): number {
   return leakedTimers(0).length;
+}
+
+/** Resolves once none is; rejects, and tells whose they are, after 10 s. */
+export async function timersEnd(): Promise<void> {
+  await until("no timer is left", () => timersLeft() === 0).catch((error) => {
+    throw new Error(`${error.message}\n${leakedTimers(0).join("\n")}`);
+  });
 }
 
 /** The stacks of the live timers set in `folder` since `serial`. */
