@@ -10,6 +10,7 @@ import {
   type RedisServer,
   startRedis,
 } from "../../tests/support/redis_server.ts";
+import { startCluster } from "../../tests/support/redis_cluster.ts";
 import { after, before, test } from "../../tests/support/test.ts";
 import { certificateFor } from "./support/certificate.ts";
 import { lockCli, ran, scratchFile } from "./support/cli.ts";
@@ -231,6 +232,26 @@ test.sideBySide([
       assertEquals(code, 64);
     } finally {
       proxy.close();
+    }
+  }],
+
+  ["a node of a Cluster says so, unless the key is its own", async () => {
+    await using cluster = await startCluster();
+    const home = await Promise.all(
+      cluster.masters.map(({ command }) =>
+        command("GET", "key").then(() => true, () => false)
+      ),
+    );
+    assertEquals(home.filter(Boolean).length, 1);
+    for (const [i, url] of cluster.urls.entries()) {
+      if (home[i]) assertEquals(await at(url), silent);
+      else {
+        const where = `127.0.0.1:${cluster.masters[i].port}`;
+        const what = "a node of a Cluster, which this program doesn't speak";
+        const told = await refusal(url);
+        assertStringIncludes(told, where);
+        assertStringIncludes(told, what);
+      }
     }
   }],
 
