@@ -85,11 +85,11 @@ const opened = new Map<string, Promise<(key: string) => Hold>>();
 
 const subjects: Record<string, () => Promise<(key: string) => Hold>> = {
   async "hand-over (limit)"() {
-    const lines = await Lines.open(await openIoredis(), await openIoredis());
+    const lines = await Lines.open(await openIoredis(), await openEars());
     return (key) => handOver(lines, key);
   },
   async "local turns (limit)"() {
-    const lines = await Lines.open(await openIoredis(), await openIoredis());
+    const lines = await Lines.open(await openIoredis(), await openEars());
     return (key) => localTurns(lines, key);
   },
   "ours, localTurns: 0": () => ours({ localTurns: 0 }),
@@ -294,6 +294,12 @@ async function openIoredis(): Promise<Ioredis> {
   } else count(client);
   await client.ping();
   return client;
+}
+
+/** One that listens to each master. */
+async function openEars(): Promise<Ioredis[]> {
+  const { Redis } = await load<IoredisPackage>("ioredis");
+  return [url, ...others].map((url) => new Redis(url));
 }
 
 async function openNodeRedis(): Promise<NodeRedis> {

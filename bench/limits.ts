@@ -37,7 +37,7 @@ if not next then return redis.call("DEL", KEYS[1]) end
 redis.call("SET", KEYS[1], next, "PX", 60000)
 return redis.call("PUBLISH", string.match(next, "^%S+"), next)`;
 
-/** The lines of one process: one connection to ask by, one to be called by. */
+/** The lines of one process: one connection to ask by, others to be called by. */
 export class Lines {
   readonly #commands: Commands;
   readonly #channel: string;
@@ -58,14 +58,22 @@ export class Lines {
     this.#passOn = passOn;
   }
 
-  /** Listens, and has the server know both scripts. */
-  static async open(commands: Commands, ear: Subscriber): Promise<Lines> {
+  /**
+   * Listens by all `ears`, and has the server know both scripts. A Cluster passes
+   * messages on between its masters, but late: so there is an ear for each.
+   */
+  static async open(
+    commands: Commands,
+    ears: readonly Subscriber[],
+  ): Promise<Lines> {
     const channel = `bench:limit:${crypto.randomUUID()}`;
     const take = String(await commands.script("LOAD", TAKE));
     const passOn = String(await commands.script("LOAD", PASS_ON));
     const lines = new Lines(commands, channel, take, passOn);
-    ear.on("message", (_, owner) => lines.#seat(owner));
-    await ear.subscribe(channel);
+    for (const ear of ears) {
+      ear.on("message", (_, owner) => lines.#seat(owner));
+      await ear.subscribe(channel);
+    }
     return lines;
   }
 
