@@ -118,23 +118,30 @@ const settled = Promise.resolve();
  * Has all that is sent in the same moment go out in one write, as node-redis
  * does by itself: under load the system calls cost more than all the rest. The
  * socket holds back for as long as this moment lasts; nothing waits any longer,
- * and what the client does with each command stays as it is.
+ * and what the client does with each command stays as it is. To hold back one
+ * command alone would only cost: who sent one the last time is let through.
  */
 function gatherer(client: Commands): () => void {
   let gathering: Stream | undefined;
-  const send = () => {
-    const stream = gathering!;
+  /** How many are sent in this moment, and were in the last. */
+  let count = 0;
+  let last = 0;
+  const end = () => {
+    last = count;
+    count = 0;
+    const stream = gathering;
     gathering = undefined;
-    stream.uncork!();
+    stream?.uncork?.();
   };
   return () => {
-    if (gathering !== undefined || client.status !== "ready") return;
+    // Cheaper than queueMicrotask(), which Node wraps.
+    if (++count === 1) void settled.then(end);
+    if (gathering !== undefined || count < 2 && last < 2) return;
+    if (client.status !== "ready") return;
     const { stream } = client;
     if (stream?.cork === undefined || stream.uncork === undefined) return;
     gathering = stream;
     stream.cork();
-    // Cheaper than queueMicrotask(), which Node wraps.
-    void settled.then(send);
   };
 }
 

@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 
-import { acquireLock } from "@dreamer/utils/lock";
+import { acquireLock, type DistributedLock } from "@dreamer/utils/lock";
 import { test } from "../../support/test.ts";
 
 /** A client that grants everything, and what it and its socket were told. */
@@ -25,27 +25,52 @@ const KEYS = ["a", "b", "c"];
 
 test("ioredis: what is sent in the same moment goes out in one write", async () => {
   const { client, told } = fakeClient("ready");
-  const locks = await Promise.all(KEYS.map((key) => acquireLock(client, key)));
-  const sets = KEYS.map((key) => `set ${key}`);
-  assertEquals(told.splice(0), ["cork", ...sets, "uncork"]);
-  await locks[0].release();
-  assertEquals(told.splice(0), ["cork", "release", "uncork"]);
-  await Promise.all(locks.map((lock) => lock.release()));
-  assertEquals(told, ["cork", "release", "release", "uncork"]);
+  const acquire = () =>
+    Promise.all(KEYS.map((key) => acquireLock(client, key)));
+  const release = async (locks: readonly DistributedLock[]) =>
+    void await Promise.all(locks.map((lock) => lock.release()));
+  // The first might have been alone: it is on its way when the others come.
+  const locks = await acquire();
+  const [first, ...others] = KEYS.map((key) => `set ${key}`);
+  assertEquals(told.splice(0), [first, "cork", ...others, "uncork"]);
+  // From then on it is held back as well.
+  await release(locks);
+  const three = ["release", "release", "release"];
+  assertEquals(told.splice(0), ["cork", ...three, "uncork"]);
+  const again = await acquire();
+  assertEquals(told.splice(0), ["cork", first, ...others, "uncork"]);
+  await release(again);
+  assertEquals(told.splice(0), ["cork", ...three, "uncork"]);
+});
+
+test("ioredis: one command alone is not held back", async () => {
+  const { client, told } = fakeClient("ready");
+  for (const key of KEYS) {
+    const lock = await acquireLock(client, key);
+    await lock.release();
+    assertEquals(told.splice(0), [`set ${key}`, "release"]);
+  }
+  // After several at once, one is held back for once.
+  await Promise.all(KEYS.map((key) => acquireLock(client, key)));
+  told.length = 0;
+  await acquireLock(client, "a");
+  assertEquals(told.splice(0), ["cork", "set a", "uncork"]);
+  await acquireLock(client, "a");
+  assertEquals(told, ["set a"]);
 });
 
 test("ioredis: a socket that was exchanged meanwhile is not held back for ever", async () => {
   const { client, told, tell } = fakeClient("ready");
-  const acquiring = acquireLock(client, "a");
+  const acquiring = KEYS.map((key) => acquireLock(client, key));
   client.stream = { cork: () => tell("no"), uncork: () => tell("no") };
-  await acquiring;
-  assertEquals(told, ["cork", "set a", "uncork"]);
+  await Promise.all(acquiring);
+  assertEquals(told, ["set a", "cork", "set b", "set c", "uncork"]);
 });
 
 test("ioredis: a socket that is not connected is left alone", async () => {
   for (const status of ["wait", "connecting", "reconnecting", "end"]) {
     const { client, told } = fakeClient(status);
-    await acquireLock(client, "a");
-    assertEquals(told, ["set a"]);
+    await Promise.all(KEYS.map((key) => acquireLock(client, key)));
+    assertEquals(told, ["set a", "set b", "set c"]);
   }
 });
