@@ -4,6 +4,7 @@ import { assert, assertEquals, assertInstanceOf } from "@std/assert";
 import {
   acquireLock,
   type Backend,
+  type DistributedLock,
   LockBackendError,
   LockNotAcquiredError,
 } from "@dreamer/utils/lock";
@@ -151,6 +152,55 @@ test("who was long on the way into the line keeps the place there", async () => 
   assertEquals(await holder.release(), true);
   await Promise.all([first, second]);
   assertEquals(order, ["first", "second"]);
+});
+
+test("a call that comes before the answer that puts one in line is heard", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { line } = on;
+  const { stand } = line!;
+  const holder = await acquireLock(on, "k");
+  let answer = () => {};
+  line!.stand = async (...wishes) => {
+    const answers = await stand.apply(line, wishes);
+    await new Promise<void>((go) => answer = go);
+    return answers;
+  };
+  const options = { ttl: 10, waitMs: 5_000, localTurns: 0 };
+  let lock: DistributedLock | undefined;
+  acquireLock(on, "k", options).then((it) => lock = it);
+  await settle();
+  assertEquals(await holder.release(), true);
+  await settle();
+  // By no other way than the call: no time has passed.
+  assert(lock !== undefined, "it waits for an answer");
+  line!.stand = stand;
+  answer();
+  await settle();
+  lock.assertHeld();
+  assertEquals(await lock.release(), true);
+  const next = await acquireLock(on, "k", { throwOnFail: false });
+  assert(next?.isAcquired());
+});
+
+test("a long lease is not passed on to one who wanted a short one", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const holder = await acquireLock(on, "k");
+  const long = acquireLock(on, "k", { ttl: 60, waitMs: 5_000 });
+  const short = acquireLock(on, "k", { ttl: 0.3, waitMs: 5_000 });
+  await settle();
+  assertEquals(await holder.release(), true);
+  const first = await long;
+  // It has all of its lease by then, and time enough is left of the turn.
+  await first.extend();
+  assertEquals(await first.release(), true);
+  const second = await short;
+  assert(second.remainingMs <= 300, `${second.remainingMs} ms`);
+  await clock.advance(310);
+  assertEquals(second.isAcquired(), false);
+  const next = await acquireLock(on, "k", { throwOnFail: false });
+  assert(next?.isAcquired(), "it is kept for longer than was wanted");
 });
 
 /** The same, but `name` is never answered. */
