@@ -183,6 +183,37 @@ test("a call that comes before the answer that puts one in line is heard", async
   assert(next?.isAcquired());
 });
 
+test("a call that comes late is a lease that began before", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { line } = on;
+  const { open } = line!;
+  let leftMs = 0;
+  let deliver = () => {};
+  line!.open = (ears) =>
+    open.call(line, {
+      ...ears,
+      onTurn(owner, turn) {
+        leftMs = turn.leftMs;
+        deliver = () => ears.onTurn(owner, turn);
+      },
+    });
+  const holder = await acquireLock(on, "k");
+  const options = { ttl: 10, waitMs: 5_000, localTurns: 0 };
+  const waiting = acquireLock(on, "k", options);
+  await settle();
+  assertEquals(await holder.release(), true);
+  await settle();
+  assert(leftMs > 1_000, `${leftMs}`);
+  const LATE_MS = 800;
+  await clock.advance(LATE_MS);
+  deliver();
+  const lock = await waiting;
+  const mostMs = leftMs - LATE_MS;
+  assert(lock.remainingMs <= mostMs, `${lock.remainingMs} of ${mostMs}`);
+  assert(lock.remainingMs > 0);
+});
+
 test("a long lease is not passed on to one who wanted a short one", async () => {
   const clock = new FakeClock();
   const on = memory({ clock });
