@@ -556,6 +556,8 @@ export class DistributedLock implements AsyncDisposable {
   #mayBeThere: boolean;
   /** Whether a release went unanswered, and may have freed it all the same. */
   #mayBeFreed = false;
+  /** Freed by a call that failed for another key: the next one says so. */
+  #isUntold = false;
   #acquiring: Promise<boolean> | undefined;
   #releasing: Promise<unknown> | undefined;
   /** Of several keys: a lock for each but the first. They go as one. */
@@ -848,9 +850,16 @@ export class DistributedLock implements AsyncDisposable {
   release(): Promise<boolean> {
     if (this.#others === ALONE) return this.#release();
     const together = new Together(this.#backend);
-    const all = [this, ...this.#others].map((one) => one.#release(together));
+    const locks = [this, ...this.#others];
+    const all = locks.map((one) => one.#release(together));
     // All of them before one's failure is told: none is given up for another.
-    return Promise.allSettled(all).then(async () => {
+    return Promise.allSettled(all).then(async (outcomes) => {
+      if (outcomes.some(({ status }) => status === "rejected")) {
+        // Of those that were freed nobody is told: the next call tells of all.
+        for (const [i, { status }] of outcomes.entries()) {
+          if (status === "fulfilled") locks[i].#isUntold = await all[i];
+        }
+      }
       const freed = await Promise.all(all);
       return freed.every((isFreed) => isFreed);
     });
@@ -861,7 +870,12 @@ export class DistributedLock implements AsyncDisposable {
       // Told "freed" is one call only; where that one fails, this one tries.
       return this.#releasing.then(() => false, () => this.#release());
     }
-    if (!this.#mayBeThere) return Promise.resolve(false);
+    if (!this.#mayBeThere) {
+      const isUntold = this.#isUntold;
+      this.#isUntold = false;
+      return Promise.resolve(isUntold);
+    }
+    this.#isUntold = false;
     return this.#free((verdict) => verdict === "done", together);
   }
 

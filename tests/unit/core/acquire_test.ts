@@ -6,7 +6,11 @@ import {
   assertStrictEquals,
 } from "@std/assert";
 
-import { acquireLock, LockBackendError } from "@dreamer/utils/lock";
+import {
+  acquireLock,
+  type Backend,
+  LockBackendError,
+} from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
 import { FakeClock, settle } from "../../support/fake_clock.ts";
 import { test } from "../../support/test.ts";
@@ -72,3 +76,21 @@ for (let turn = 0; turn < 12; turn++) {
     assertEquals(await isTaken(), lock !== null);
   });
 }
+
+test("several keys of which one could not be freed are freed by the next release", async () => {
+  const on: Backend = memory({ clock: new FakeClock() });
+  const { release } = on;
+  const keys = ["a", "b", "c"];
+  const lock = await acquireLock(on, keys);
+  on.release = (hold) =>
+    hold.key === "b"
+      ? Promise.reject(new LockBackendError("b", "no answer"))
+      : release.call(on, hold);
+  await assertRejects(() => lock.release(), LockBackendError);
+  on.release = release;
+  // Nobody was told of the others yet, and all of them were ours to the end.
+  assertEquals(await lock.release(), true);
+  assertEquals(await lock.release(), false);
+  const again = await acquireLock(on, keys, { throwOnFail: false });
+  assertEquals(await again?.release(), true);
+});
