@@ -856,8 +856,8 @@ export class DistributedLock implements AsyncDisposable {
     return Promise.allSettled(all).then(async (outcomes) => {
       if (outcomes.some(({ status }) => status === "rejected")) {
         // Of those that were freed nobody is told: the next call tells of all.
-        for (const [i, { status }] of outcomes.entries()) {
-          if (status === "fulfilled") locks[i].#isUntold = await all[i];
+        for (const [i, outcome] of outcomes.entries()) {
+          locks[i].#isUntold = outcome.status === "fulfilled" && outcome.value;
         }
       }
       const freed = await Promise.all(all);

@@ -201,16 +201,8 @@ async function take(step) {
   const sum = { passed: 0, failed: 0, skipped: 0 };
   const complaints = [];
   const run = async (file) => {
-    const args = [
-      ...step[kind],
-      ...step.compiled ? await compiled(step.compiled) : [],
-      ...file ? [file] : [],
-    ];
     const { code, output } = program
-      ? await capture(program, args, {
-        env: { ...env, ...step.env },
-        limitMs: LIMIT_MS,
-      })
+      ? await runStep(step, program, [...step[kind], ...file ? [file] : []])
       : { code: 1, output: `There is no ${kind} to run it with\n` };
     const { remark, ...counted } = judged(step, code, output);
     for (const name of Object.keys(sum)) sum[name] += counted[name] ?? 0;
@@ -234,11 +226,19 @@ async function take(step) {
   }
 }
 
-/** Where the suites `paths` are for Node, with the scripts that they start. */
-async function compiled(paths) {
-  const places = await compile(scripts, members);
-  env.COMPILED = JSON.stringify(Object.fromEntries(places));
-  return paths.map((path) => places.get(path));
+/** Runs it, compiled where it has to be: what can't be is a failure of its own. */
+async function runStep(step, program, args) {
+  const stepEnv = { ...env, ...step.env };
+  if (step.compiled) {
+    try {
+      const places = await compile(scripts, members);
+      stepEnv.COMPILED = JSON.stringify(Object.fromEntries(places));
+      args.push(...step.compiled.map((path) => places.get(path)));
+    } catch (error) {
+      return { code: 1, output: `${error.message}\n` };
+    }
+  }
+  return await capture(program, args, { env: stepEnv, limitMs: LIMIT_MS });
 }
 
 /** What the end of one process of a step comes to. */

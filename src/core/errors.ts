@@ -232,7 +232,7 @@ export class LockReplicationError extends LockBackendError {
   }
   /** How many replicas were to confirm the lock. */
   readonly replicas: number;
-  /** How many had when the time was up. */
+  /** The most of them that had confirmed it, of all times that they were asked. */
   readonly confirmed: number;
 
   /** So many of `replicas` confirmed the lock on `key` in `ms` milliseconds. */
