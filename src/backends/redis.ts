@@ -551,6 +551,7 @@ class RedisLine implements Line {
   readonly #inbox: Inbox;
   /** Who was called of other processes, for which key, and when. */
   readonly #calledOut = new Map<string, { owner: string; at: number }>();
+  #isReminding = false;
   #ears: Ears | undefined;
   /** How many messages of a test were sent to us, and not heard. */
   #missed = 0;
@@ -682,11 +683,15 @@ class RedisLine implements Line {
     // In the order of their times.
     this.#calledOut.delete(key);
     this.#calledOut.set(key, { owner, at: systemClock.now() });
-    if (this.#calledOut.size === 1) this.#remindIn(REMIND_MS);
+    if (!this.#isReminding) this.#remindIn(REMIND_MS);
   }
 
+  /** One timer for all: a busy line calls somebody out thousands of times a
+   * second, and each time there is nobody left to remind of the time before. */
   #remindIn(ms: number): void {
+    this.#isReminding = true;
     systemClock.setTimer(() => {
+      this.#isReminding = false;
       if (this.isClosed()) return this.#calledOut.clear();
       const now = systemClock.now();
       const keys: string[] = [];

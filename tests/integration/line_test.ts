@@ -27,7 +27,7 @@ import { type ClientKind, clients } from "../support/clients.ts";
 import { FakeClock } from "../support/fake_clock.ts";
 import { runtime, spawnScript } from "../support/process.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
-import { after, before, test, timersEnd } from "../support/test.ts";
+import { after, before, test, timersEnd, timersLeft } from "../support/test.ts";
 import { until } from "../support/until.ts";
 
 const WAITER = new URL("../faults/waiter.ts", import.meta.url);
@@ -106,6 +106,27 @@ async function commands(at: RedisServer): Promise<number> {
   }
   return count;
 }
+
+test("a busy line sets no timer for each hand-over", async () => {
+  await using own = await startRedis();
+  const [kind] = kinds;
+  await using one = await kind.open(own.url);
+  await using other = await kind.open(own.url);
+  let handOvers = 0;
+  let most = 0;
+  const take = async ({ client }: typeof one) => {
+    for (let i = 0; i < 300; i++) {
+      const lock = await wait(client, "busy", { localTurns: 0 });
+      handOvers++;
+      most = Math.max(most, timersLeft());
+      assert(await lock.release());
+    }
+  };
+  // Two clients have two inboxes: each calls the other, hundreds of times.
+  await Promise.all([one, other, one, other].map(take));
+  assertEquals(handOvers, 1_200);
+  assert(most < 100, `${most} timers at a time`);
+}, { allowTimers: LISTENS_ON });
 
 costs(
   "who leaves may close the client right after",
