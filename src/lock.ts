@@ -1,13 +1,14 @@
 /** The verbs: options in, a held lock out. */
 
 import { connect, type LockTarget } from "./connect.ts";
-import { acquire, acquireAll, confirm } from "./core/acquire.ts";
+import { acquire, acquireAll, claimFor, confirm } from "./core/acquire.ts";
 import {
   type Backend,
   type Claim,
   clockOf,
   type Refusal,
   type Verdict,
+  type Wanted,
 } from "./core/backend.ts";
 import { type Clock, moment, within } from "./core/clock.ts";
 import {
@@ -135,35 +136,38 @@ export function acquireLock(
  */
 export function take(
   on: LockTarget,
-  keys: string | readonly string[],
+  keyOrKeys: string | readonly string[],
   options: LockOptions | undefined,
   isScoped: boolean,
   manner?: Manner,
 ): Promise<DistributedLock | null> {
   try {
     const backend = connect(on);
-    const [key, ...others] = readKeys("acquire a lock", keys);
+    const keys = readKeys("acquire a lock", keyOrKeys);
+    const key = typeof keys === "string" ? keys : keys[0];
     const action = `acquire "${key}"`;
     const settings = readOptions(action, options, isScoped, manner);
     if (settings.fencing && backend.tryAcquireFenced === undefined) {
       const rule = `fencing must be false on ${backend.name}, which draws none`;
       outOfRange(action, rule, true);
     }
-    const { label, ttlMs, replicas } = settings;
+    const { replicas } = settings;
     if (replicas > 0 && backend.confirm === undefined) {
       const rule = `replicas must be 0 on ${backend.name}, which can't ask any`;
       outOfRange(action, rule, replicas);
     }
-    if (others.length > 0) {
-      const taking = takeSeveral(backend, [key, ...others], settings);
-      return replicas > 0 ? confirmed(backend, taking, settings) : taking;
-    }
-    const owner = drawOwner(label, undefined, settings.fencing);
-    const claim = { key, owner, ttlMs };
-    const taking = attempt(backend, claim, settings, settings, (answer) => {
-      if (answer instanceof Keeper) return handle(backend, answer);
-      return refused(key, answer, settings);
-    });
+    const taking = typeof keys === "string"
+      ? attempt(
+        backend,
+        { key, ttlMs: settings.ttlMs },
+        settings,
+        settings,
+        (answer) =>
+          answer instanceof Keeper
+            ? handle(backend, answer)
+            : refused(key, answer, settings),
+      )
+      : takeSeveral(backend, keys, settings);
     return replicas > 0 ? confirmed(backend, taking, settings) : taking;
   } catch (error) {
     return Promise.reject(error);
@@ -209,18 +213,15 @@ async function takeSeveral(
   settings: Settings,
 ): Promise<DistributedLock | null> {
   const { label, ttlMs, waitMs, isUnhurried, fencing } = settings;
-  const draw = () => drawOwner(label, undefined, fencing);
   const clock = clockOf(backend);
   let until = clock.now() + waitMs;
   let refusal: Refusal | undefined;
   const canAtOnce = backend.tryAcquireAll !== undefined &&
     (backend.areTogether === undefined || backend.areTogether(keys));
   if (canAtOnce) {
-    const owner = draw();
+    const owner = drawOwner(label, undefined, fencing);
     const claims = keys.map((key) => ({ key, owner, ttlMs }));
-    const tellers = claims.map((claim) =>
-      backend.onEvent ? telling(backend, claim, same) : same
-    );
+    const tellers = keys.map((key) => telling(backend, key, label, same));
     const atOnce = (terms: Terms) => acquireAll(backend, claims, terms);
     let answer: Keeper[] | Refusal | undefined;
     try {
@@ -248,10 +249,10 @@ async function takeSeveral(
   const keepers: Keeper[] = [];
   try {
     for (const key of keys) {
-      const claim = { key, owner: draw(), ttlMs };
+      const wanted = { key, ttlMs };
       const leftMs = waitMs === 0 ? 0 : Math.max(1, until - clock.now());
       const patience = { ...settings, waitMs: leftMs };
-      const answer = await attempt(backend, claim, meanwhile, patience, same);
+      const answer = await attempt(backend, wanted, meanwhile, patience, same);
       if (!(answer instanceof Keeper)) {
         await giveBack(clock, taken);
         return refused(key, answer, settings);
@@ -293,28 +294,28 @@ const same = <T>(answer: T): T => answer;
 /** Acquires, and tells how it went before anything else can be told of it. */
 function attempt<T>(
   backend: Backend,
-  claim: Claim,
+  wanted: Wanted,
   terms: Terms,
   patience: Patience,
   settle: (answer: Keeper | Refusal) => T,
 ): Promise<T> {
-  const settled = backend.onEvent === undefined
-    ? settle
-    : telling(backend, claim, settle);
-  return patience.waitMs === 0
-    ? acquire(backend, claim, terms, settled)
-    : wait(backend, claim, terms, patience, settled);
+  const { waitMs, label } = patience;
+  const told = telling(backend, wanted.key, label, settle);
+  return waitMs === 0
+    ? acquire(backend, claimFor(wanted, label, terms), terms, told)
+    : wait(backend, wanted, terms, patience, told);
 }
 
-/** `settle`, which tells of the answer first. */
+/** `settle`, which tells of the answer first, if anybody wants to know. */
 function telling<T>(
   backend: Backend,
-  { key, owner }: Claim,
+  key: string,
+  label: string | undefined,
   settle: (answer: Keeper | Refusal) => T,
 ): (answer: Keeper | Refusal) => T {
+  if (backend.onEvent === undefined) return settle;
   const begunAt = clockOf(backend).now();
   return (answer) => {
-    const label = labelOf(owner);
     const tookMs = clockOf(backend).now() - begunAt;
     if (answer instanceof Keeper) {
       const { fencingToken } = answer;
@@ -740,12 +741,12 @@ export class DistributedLock implements AsyncDisposable {
       const owner = drawOwner(label, undefined, this.#terms.fencing);
       this.#claim = { ...this.#claim, owner };
     }
-    const answer = await attempt(
+    const { key, owner } = this.#claim;
+    const answer = await acquire(
       this.#backend,
       this.#claim,
       this.#terms,
-      IMPATIENT,
-      (answer) => answer,
+      telling(this.#backend, key, labelOf(owner), same),
     );
     if (!(answer instanceof Keeper)) return false;
     this.#keeper = answer;
@@ -889,17 +890,17 @@ export class DistributedLock implements AsyncDisposable {
     const begunAt = backend.onEvent && clockOf(backend).now();
     const heldMs = begunAt === undefined ? 0 : keeper.heldMs;
     const { turn } = keeper;
-    const lease = turn && keeper.lease;
-    if (lease !== undefined && turn!.canPass(keeper, lease)) {
+    const lease = turn?.toPassOn(keeper);
+    if (lease !== undefined) {
       // To another of this process: the server need not know.
       this.#mayBeThere = false;
       keeper.passOn(() => {
         if (begunAt !== undefined) this.#tellOfRelease(heldMs, begunAt);
-        turn!.pass(this.#claim.owner, lease);
+        turn!.pass(keeper, lease);
       });
       return Promise.resolve(then("done", undefined));
     }
-    keeper.release();
+    keeper.release(turn?.isFollowed);
     const done = (verdict: Verdict): T => {
       this.#releasing = undefined;
       this.#mayBeThere = false;
@@ -1112,9 +1113,6 @@ const PLAIN: Terms = {
   maxHoldMs: Infinity,
   fencing: false,
 };
-
-/** Makes one attempt. */
-const IMPATIENT: Patience = { waitMs: 0, localTurns: 0 };
 
 /** What is gone on with. */
 interface HandedOver {

@@ -320,13 +320,16 @@ export const LINE_MS = 10_000;
  * all of them, so that they are used up also where the process that passes the
  * turn on dies on the way. `queue` puts it in line, behind all others even if
  * the clock was set back, or where it stood before: its ticket. `handOver`
- * gives the lock to the first in line who can be called: PUBLISH says how many
- * heard it, and one whom nobody heard for is gone, or comes back with its
- * ticket. In a Cluster it counts those at one node only, and the others hear it
- * all the same: whose inbox ends with a star listens at each master, and is
- * called only where somebody is there. To one who can't be called, or whom we
- * may not call, the lock is given in silence. Whoever was called out there comes
- * with a plus in place of the lease.
+ * gives the lock to the first in line who can be called, or where there is
+ * nobody to `last`: PUBLISH says how many heard it, and one whom nobody heard
+ * for is gone, or comes back with its ticket. In a Cluster it counts those at
+ * one node only, and the others hear it all the same: whose inbox ends with a
+ * star listens at each master, and is called only where somebody is there. To
+ * one who can't be called, or whom we may not call, the lock is given in
+ * silence. Whoever was called out there comes with a plus in place of the lease.
+ *
+ * Each call of Redis in here costs as much as some lines of Lua, and everybody
+ * waits meanwhile: so none is made whose answer is known.
  */
 const LINE = `local time = redis.call("TIME")
 local now, at = time[1] * 1000000 + time[2], time[1] .. " " .. time[2]
@@ -359,25 +362,26 @@ local function queue(line, member, ticket)
   end
   return score, size
 end
-local function handOver(lock, line, fence, mine)
+local function handOver(lock, line, fence, mine, last)
   while true do
-    local head = redis.call("ZPOPMIN", line)[1]
+    local head = redis.call("ZPOPMIN", line)[1] or last
     if not head then
       redis.call("DEL", lock)
       return
     end
     local owner, lease, token = give(lock, fence, head, ${SHORT_MS})
+    if head == last then return lease, owner, lease, token, true end
     local inbox = string.match(owner, "^(%x+%*?)", ${OWNER_LENGTH + 1})
-    if inbox == mine and inbox then return owner, lease, token end
-    if not inbox then return end
+    if not inbox then return lease end
+    if inbox == mine then return lease, owner, lease, token end
     local turn = lease .. " " .. at .. " " .. token .. " " .. owner
     local channel, heard = "lock:inbox:" .. inbox, 1
     if string.sub(inbox, -1) == "*" then
       heard = redis.pcall("PUBSUB", "NUMSUB", channel)[2] or 1
     end
     if heard > 0 then heard = redis.pcall("PUBLISH", channel, "turn " .. turn) end
-    if type(heard) == "table" then return end
-    if heard > 0 then return owner, "+", "-" end
+    if type(heard) == "table" then return lease end
+    if heard > 0 then return lease, owner, "+", "-" end
   end
 end
 `;
@@ -386,27 +390,41 @@ end
 const toMs = (seconds: string, micros: string): number =>
   Number(seconds) * 1000 + Number(micros) / 1000;
 
-/** `<lease> <s> <µs> <token>`. */
-function toTurn([lease, seconds, micros, token]: readonly string[]): Turn {
-  const leftMs = toLeftMs(lease);
-  const turn = { granted: true as const, leftMs, at: toMs(seconds, micros) };
-  return token === "-" ? turn : { ...turn, fencingToken: Number(token) };
+/** `<lease> <s> <µs> <token>`, from that field on. */
+function toTurn(fields: readonly string[], from: number): Turn {
+  const leftMs = toLeftMs(fields[from]);
+  const at = toMs(fields[from + 1], fields[from + 2]);
+  const token = fields[from + 3];
+  return token === "-"
+    ? { granted: true, leftMs, at }
+    : { granted: true, leftMs, at, fencingToken: Number(token) };
 }
 
-/** `<left> <s> <µs> <ticket> <place> <is foreign>`. */
-function toPlace(
-  [left, seconds, micros, ticket, place, foreign]: readonly string[],
-): Place {
-  const leftMs = toLeftMs(left);
+/** `<left> <s> <µs> <ticket> <place> <is foreign>`, from that field on. */
+function toPlace(fields: readonly string[], from: number): Place {
+  const leftMs = toLeftMs(fields[from]);
+  const ticket = fields[from + 3];
   const isInLine = ticket !== "-";
   return {
     granted: false,
     retryAfterMs: Number.isFinite(leftMs) ? leftMs : undefined,
-    at: toMs(seconds, micros),
+    at: toMs(fields[from + 1], fields[from + 2]),
     ticket: isInLine ? Number(ticket) : undefined,
-    place: isInLine ? Number(place) : undefined,
-    isForeign: foreign === "1",
+    place: isInLine ? Number(fields[from + 4]) : undefined,
+    isForeign: fields[from + 5] === "1",
   };
+}
+
+/** What is behind that many fields; a label may have spaces, too. */
+function rest(fields: readonly string[], from: number): string {
+  return fields.length === from + 1
+    ? fields[from]
+    : fields.slice(from).join(" ");
+}
+
+/** `<lease> <s> <µs> <token> <owner>`, from that field on. */
+function toCalled(fields: readonly string[], from: number): Called {
+  return { owner: rest(fields, from + 4), turn: toTurn(fields, from) };
 }
 
 /**
@@ -480,10 +498,11 @@ return answers`,
     const answers: (Turn | Place | Error)[] = [];
     let heard: number | undefined;
     for (const answer of reply as unknown[]) {
-      const [word, ...rest] = String(answer).split(" ");
-      if (word === "test") heard = Number(rest[0]);
-      else if (word === "-1") answers.push(new Error(rest.join(" ")));
-      else answers.push(word === "1" ? toTurn(rest) : toPlace(rest));
+      const fields = String(answer).split(" ");
+      const [word] = fields;
+      if (word === "test") heard = Number(fields[1]);
+      else if (word === "-1") answers.push(new Error(rest(fields, 1)));
+      else answers.push(word === "1" ? toTurn(fields, 1) : toPlace(fields, 1));
     }
     return { answers, heard };
   },
@@ -500,33 +519,30 @@ export const HAND_OVER = define({
   lua: `if leaving ~= "" then redis.call("ZREM", line, leaving) end
 local holder = redis.call("GET", lock)
 if holder ~= owner then return holder and "-1" or "0" end
-${LINE}local ticket
-if next ~= "" then ticket = queue(line, next) end
-local called, lease, token = handOver(lock, line, fence, mine)
-local answer = "1 - 0 0"
-if next ~= "" then
-  -- It is the last: where nobody is left, its own turn has come.
-  local place = redis.call("ZCARD", line)
-  local left = redis.call("PTTL", lock)
-  answer = table.concat({1, place > 0 and ticket or "-", place, left}, " ")
+${LINE}local wanted = next ~= "" and next or nil
+local left, called, lease, token, isLast =
+  handOver(lock, line, fence, mine, wanted)
+local place = " - 0 0 "
+if wanted and not isLast then
+  local ticket, nth = queue(line, next)
+  place = " " .. ticket .. " " .. nth .. " 0 "
 end
-return called
-  and answer .. " " .. lease .. " " .. at .. " " .. token .. " " .. called
-  or answer .. " - " .. at`,
+local answer = "1 " .. (left or -2) .. " " .. at .. place
+if not called then return answer .. "-" end
+return answer .. lease .. " " .. at .. " " .. token .. " " .. called`,
+  // `1`, the fields of a place, and behind it those of who is called, or was.
   decode(reply): HandOver & { calledOut?: string } {
-    const [word, ticket, place, left, ...turn] = String(reply).split(" ");
-    const verdict = toVerdict(word);
+    const fields = String(reply).split(" ");
+    const verdict = toVerdict(fields[0]);
     if (verdict !== "done") return { verdict };
-    const [lease, seconds, micros] = turn;
-    return {
-      verdict,
-      // A wish that is in line no more is the one that was called.
-      ...ticket !== "-" &&
-        { next: toPlace([left, seconds, micros, ticket, place]) },
-      ...lease === "+"
-        ? { calledOut: toCalled(turn).owner }
-        : lease !== "-" && { called: toCalled(turn) },
-    };
+    // A wish that is in line no more is the one that was called.
+    const next = fields[4] === "-" ? undefined : toPlace(fields, 1);
+    const lease = fields[7];
+    if (lease === "-") return { verdict, next };
+    const called = toCalled(fields, 7);
+    return lease === "+"
+      ? { verdict, next, calledOut: called.owner }
+      : { verdict, next, called };
   },
 });
 
@@ -608,8 +624,8 @@ end
 if holder ~= owner then redis.call("SET", lock, owner, "PX", ttlMs) end
 return "1 " .. ttlMs .. at .. token`,
   decode(reply): Turn | Place {
-    const [word, ...rest] = String(reply).split(" ");
-    return word === "1" ? toTurn(rest) : toPlace(rest);
+    const fields = String(reply).split(" ");
+    return fields[0] === "1" ? toTurn(fields, 1) : toPlace(fields, 1);
   },
 });
 
@@ -878,15 +894,9 @@ export function toCall(
   | { free: string }
   | "test"
   | undefined {
-  if (message.startsWith("turn ")) return toCalled(message.slice(5).split(" "));
+  if (message.startsWith("turn ")) return toCalled(message.split(" "), 1);
   if (message.startsWith("end ")) return { ended: message.slice(4) };
   if (message.startsWith("look ")) return { reminded: message.slice(5) };
   if (message.startsWith("free ")) return { free: message.slice(5) };
   return message === "test" ? "test" : undefined;
-}
-
-/** `<lease> <s> <µs> <token> <owner>`; a label may have spaces, too. */
-function toCalled(fields: readonly string[]): Called {
-  const owner = fields.length === 5 ? fields[4] : fields.slice(4).join(" ");
-  return { owner, turn: toTurn(fields) };
 }

@@ -6,12 +6,23 @@ import {
   clockOf,
   type Grant,
   type Refusal,
+  type Wanted,
   type Watch,
 } from "./backend.ts";
 import { type Moment, moment, pause, within } from "./clock.ts";
 import { isPassing, LockBackendError, LockReplicationError } from "./errors.ts";
 import { Keeper, type Terms } from "./keeper.ts";
+import { drawOwner } from "./keys.ts";
 import { driftMs } from "./options.ts";
+
+/** A claim on what is wanted, by an owner of its own. */
+export function claimFor(
+  { key, ttlMs }: Wanted,
+  label: string | undefined,
+  { fencing }: Terms,
+): Claim {
+  return { key, owner: drawOwner(label, undefined, fencing), ttlMs };
+}
 
 /**
  * Acquires `claim` on `backend`, or hears that it is taken: one attempt.

@@ -18,6 +18,9 @@ export interface Claim extends Hold {
   readonly ttlMs: number;
 }
 
+/** The same before it has a name. */
+export type Wanted = Omit<Claim, "owner">;
+
 /** Yes: the key is ours from the moment at which it was asked for. */
 export interface Grant {
   /** Always true. */

@@ -22,7 +22,7 @@ import { LockBackendError, LockLostError, type LossReason } from "./errors.ts";
 import { type LockEvent, tell } from "./events.ts";
 import { labelOf } from "./keys.ts";
 import { driftMs } from "./options.ts";
-import { extendAll, renewalOf } from "./renewal.ts";
+import { extendAll, renewalOf, type Renewed } from "./renewal.ts";
 import type { LocalTurn } from "./room.ts";
 
 /** On what terms a lock is acquired and kept. */
@@ -86,8 +86,16 @@ export class Keeper {
   #sentByHandAt = -Infinity;
   #controller: AbortController | undefined;
   #callOff: (() => void) | undefined;
+  /** When it was last judged. */
+  judgedAt = -Infinity;
+  /** Its place among those that are renewed: kept for it by renewal.ts. */
+  renewed: Renewed | undefined;
 
-  /** A hold of `claim`, asked for at `asked`; so much of it was left then. */
+  /**
+   * A hold of `claim`, asked for at `asked`; so much of it was left then.
+   *
+   * @param before Whose hold goes on as this one, and is renewed no more.
+   */
   constructor(
     backend: Backend,
     claim: Claim,
@@ -96,6 +104,7 @@ export class Keeper {
     fencingToken?: number,
     leftMs: number = claim.ttlMs,
     isShort: boolean = false,
+    before?: Keeper,
   ) {
     this.#backend = backend;
     this.#clock = clockOf(backend);
@@ -107,7 +116,9 @@ export class Keeper {
     // Without an expiry it is ours for longer than can be counted.
     this.#ttlMs = Math.min(leftMs, Number.MAX_SAFE_INTEGER);
     this.#isShort = isShort;
-    this.#plan();
+    if (before?.renewed !== undefined && this.#isRenewed) {
+      renewalOf(backend).replace(before.renewed, this, this.dueAt);
+    } else this.#plan();
   }
 
   /** An observer, told of the hold by now, is told of its loss as it happens. */
@@ -118,7 +129,7 @@ export class Keeper {
   /** What is left in milliseconds; 0 once released or lost. Judges. */
   get remainingMs(): number {
     if (this.#isReleased || this.#loss !== undefined) return 0;
-    let now = this.#clock.now();
+    let now = this.judgedAt = this.#clock.now();
     // From when we asked, not from the answer: a slow reply must not lengthen it.
     let passedMs = now - this.#asked.now;
     let passedByWallMs = this.#clock.wall() - this.#asked.wall;
@@ -392,18 +403,18 @@ export class Keeper {
    * It is about to be released: nobody counts on it from here on. Whoever
    * watches is told if it has been lost by now; for all others two clocks need
    * not be read, as the answer to the release will say it.
+   *
+   * @param isFollowed Whether another of this process is to have it soon.
    */
-  release(): void {
+  release(isFollowed: boolean = false): void {
     if (this.#loss !== undefined) return;
     if (this.#isWatched && this.loss !== undefined) return;
     this.#isReleased = true;
-    this.#stop();
+    this.#stop(isFollowed);
   }
 
-  /**
-   * The same where the hold goes on as another's: `next` makes its keeper,
-   * before this one is dropped, so that the timer of the renewal stays.
-   */
+  /** The same where the hold goes on as another's, of which `next` makes the
+   * keeper. */
   passOn(next: () => void): void {
     this.#isReleased = true;
     next();
@@ -484,10 +495,11 @@ export class Keeper {
     }
   }
 
-  #stop(): void {
+  #stop(isFollowed = false): void {
     this.#callOff?.();
     this.#callOff = undefined;
-    if (this.#isRenewed) renewalOf(this.#backend).drop(this);
+    if (this.renewed === undefined) return;
+    renewalOf(this.#backend).drop(this, isFollowed);
   }
 
   /** Tells the observer, if there is one. */

@@ -179,23 +179,23 @@ export function checkKey(action: string, key: unknown): asserts key is string {
 }
 
 /**
- * One or several keys as they are to be taken: each once, and in an order that
+ * One key, or several as they are to be taken: each once, and in an order that
  * is the same for everybody, so that no two wait for each other.
  */
 export function readKeys(
   action: string,
   key: string | readonly string[],
-): readonly [string, ...string[]] {
+): string | readonly string[] {
   if (!Array.isArray(key)) {
     checkKey(action, key);
-    return [key];
+    return key;
   }
   for (const one of key) checkKey(action, one);
-  const [first, ...others] = [...new Set<string>(key)].sort();
-  if (first === undefined) {
+  const keys = [...new Set<string>(key)].sort();
+  if (keys.length === 0) {
     outOfRange(action, "there must be at least one key", key);
   }
-  return [first, ...others];
+  return keys.length === 1 ? keys[0] : keys;
 }
 
 /**

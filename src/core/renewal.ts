@@ -11,6 +11,12 @@ import type { Keeper } from "./keeper.ts";
 /** How many holds go into one command: a script holds everybody else up. */
 const MOST_AT_ONCE = 250;
 
+/** A hold that is renewed, and when it is due, by the monotonic clock. */
+export interface Renewed {
+  keeper: Keeper;
+  dueAt: number;
+}
+
 /** The renewal of each backend that has something to renew. */
 const renewals = new WeakMap<Backend, Renewal>();
 
@@ -47,8 +53,7 @@ export async function extendAll(
 export class Renewal {
   readonly #backend: Backend;
   readonly #clock: Clock;
-  /** When each hold is due, by the monotonic clock. */
-  readonly #dueAt = new Map<Keeper, number>();
+  readonly #all = new Set<Renewed>();
   #wakesAt = Infinity;
   #callOff = () => {};
 
@@ -59,17 +64,38 @@ export class Renewal {
 
   /** Renews the hold of `keeper` at `dueAt`, and from then on. */
   plan(keeper: Keeper, dueAt: number): void {
-    this.#dueAt.set(keeper, dueAt);
+    if (keeper.renewed !== undefined) keeper.renewed.dueAt = dueAt;
+    else this.#all.add(keeper.renewed = { keeper, dueAt });
     if (dueAt < this.#wakesAt) this.#wakeAt(dueAt);
   }
 
-  /** Leaves the hold of `keeper` alone. */
-  drop(keeper: Keeper): void {
-    this.#dueAt.delete(keeper);
-    if (this.#dueAt.size === 0) this.#wakeAt(Infinity);
+  /** The same in the place of another, at less cost than a new one. */
+  replace(renewed: Renewed, keeper: Keeper, dueAt: number): void {
+    renewed.keeper.renewed = undefined;
+    renewed.keeper = keeper;
+    keeper.renewed = renewed;
+    this.plan(keeper, dueAt);
+  }
+
+  /**
+   * Leaves the hold of `keeper` alone. Where another is to come soon the timer
+   * stays, until {@linkcode tidy}: set and cleared for each, it would cost more
+   * than all the rest of a short hold.
+   */
+  drop(keeper: Keeper, isFollowed: boolean = false): void {
+    if (keeper.renewed === undefined) return;
+    this.#all.delete(keeper.renewed);
+    keeper.renewed = undefined;
+    if (!isFollowed) this.tidy();
+  }
+
+  /** Nothing is to come soon: without a hold no timer is left. */
+  tidy(): void {
+    if (this.#all.size === 0) this.#wakeAt(Infinity);
   }
 
   #wakeAt(at: number): void {
+    if (at === this.#wakesAt) return;
     this.#callOff();
     this.#wakesAt = at;
     this.#callOff = at === Infinity
@@ -81,10 +107,12 @@ export class Renewal {
   #round(): void {
     const now = this.#clock.now();
     const due: Keeper[] = [];
+    this.#wakesAt = Infinity;
     let next = Infinity;
     // Woken for an answer that has come since, there may be nothing to do.
-    const isTime = [...this.#dueAt.values()].some((dueAt) => dueAt <= now);
-    for (const [keeper, dueAt] of this.#dueAt) {
+    const isTime = [...this.#all].some(({ dueAt }) => dueAt <= now);
+    for (const renewed of this.#all) {
+      const { keeper, dueAt } = renewed;
       const { leaseMs } = keeper;
       // Judged before it is renewed: after a stall it may be too late.
       if (keeper.loss !== undefined) continue;
@@ -92,10 +120,10 @@ export class Renewal {
       // Early by up to half a period, so that many go together from now on.
       if (isTime && dueAt <= now + leaseMs / 6) {
         if (!keeper.needsRenewal) {
-          this.#dueAt.delete(keeper);
+          this.drop(keeper);
           continue;
         }
-        this.#dueAt.set(keeper, again = now + leaseMs / 6);
+        renewed.dueAt = again = now + leaseMs / 6;
         if (!keeper.isBeingExtended) due.push(keeper);
       }
       next = Math.min(next, again);
@@ -115,7 +143,7 @@ export class Renewal {
     for (const [i, keeper] of keepers.entries()) {
       const { ttlMs } = keeper.claim;
       keeper.answered(answers[i], asked[i], ttlMs);
-      if (typeof answers[i] !== "string" && this.#dueAt.has(keeper)) {
+      if (typeof answers[i] !== "string" && keeper.renewed !== undefined) {
         this.plan(keeper, this.#clock.now() + keeper.leaseMs / 12);
       }
     }

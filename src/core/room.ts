@@ -25,6 +25,7 @@ import { tell } from "./events.ts";
 import { Keeper, type Lease } from "./keeper.ts";
 import { drawOwner, labelOf } from "./keys.ts";
 import { driftMs } from "./options.ts";
+import { renewalOf } from "./renewal.ts";
 import type { Waiter } from "./wait.ts";
 
 /** For how long one turn in line may be passed on. */
@@ -62,6 +63,8 @@ const POLL_LAST_MS = 1_000;
 
 /** What no patience will change: the server's word on our rights, or the key. */
 const FINAL = new Set(["NOAUTH", "NOPERM", "WRONGPASS", "WRONGTYPE", "ERR"]);
+
+const settled = Promise.resolve();
 
 /** The room of each backend at which somebody has waited. */
 const rooms = new WeakMap<Backend, Room>();
@@ -142,24 +145,30 @@ export class LocalTurn {
     return this.#token === undefined ? undefined : this.#token + nth;
   }
 
-  /** Whether the hold of `keeper`, with that lease, can go to another of us. */
-  canPass(keeper: Keeper, lease: Lease): boolean {
-    const { waiters, wish, turn } = this.party;
-    if (turn !== this || waiters.length === 0 || wish !== undefined) {
-      return false;
-    }
-    const [{ localTurns, ttlMs }] = waiters;
-    // A longer lease than it wants would cost the others more if it crashed.
-    if (lease.ms > ttlMs) return false;
-    if (this.served >= Math.min(this.most, localTurns)) return false;
-    const now = this.#room.now();
-    return now - this.beganAt < TURN_MS &&
-      now - lease.asked.now < lease.ms / 2 && !keeper.isBeingExtended;
+  /** Whether another of us waits for it. */
+  get isFollowed(): boolean {
+    return this.party.waiters.length > 0;
   }
 
-  /** Seats the next of us; the server need not know. */
-  pass(owner: string, lease: Lease): void {
-    this.#room.seat(this, owner, lease);
+  /** The lease of `keeper`, if what is left of it can go to another of us. */
+  toPassOn(keeper: Keeper): Lease | undefined {
+    const { waiters, wish, turn } = this.party;
+    if (turn !== this || waiters.length === 0 || wish !== undefined) return;
+    const { localTurns, ttlMs } = waiters[0];
+    if (this.served >= Math.min(this.most, localTurns)) return;
+    const { lease } = keeper;
+    // A longer lease than it wants would cost the others more if it crashed.
+    if (lease === undefined || lease.ms > ttlMs) return;
+    if (keeper.isBeingExtended) return;
+    const now = keeper.judgedAt;
+    const isInTime = now - this.beganAt < TURN_MS &&
+      now - lease.asked.now < lease.ms / 2;
+    return isInTime ? lease : undefined;
+  }
+
+  /** Seats the next of us after `keeper`; the server need not know. */
+  pass(keeper: Keeper, lease: Lease): void {
+    this.#room.seat(this, keeper.claim.owner, lease, keeper);
   }
 
   /** The hold of `owner` goes on by another name: it is passed on no more. */
@@ -446,7 +455,8 @@ export class Room {
   /** Asks along with all who come in the same moment: thousands may. */
   #askSoon(party: Party): void {
     if (this.#coming.push(party) > 1) return;
-    queueMicrotask(() => {
+    // Cheaper than queueMicrotask(), which Node wraps.
+    void settled.then(() => {
       const all = this.#coming;
       this.#coming = [];
       this.#ask(
@@ -581,7 +591,12 @@ export class Room {
   }
 
   /** Gives the turn, and what is left of its lease, to the first who waits. */
-  seat(turn: LocalTurn, owner: string, lease: Lease): void {
+  seat(
+    turn: LocalTurn,
+    owner: string,
+    lease: Lease,
+    before?: Keeper,
+  ): void {
     const { party } = turn;
     const waiter = party.waiters.shift()!;
     const { ttlMs, terms, localTurns } = waiter;
@@ -596,6 +611,7 @@ export class Room {
       Math.min(lease.ms, ttlMs),
       // Or asked for by one who wanted it for less, or more, and has left.
       lease.isShort || lease.ms !== ttlMs,
+      before,
     );
     keeper.turn = turn;
     this.#seated.set(owner, keeper);
@@ -766,12 +782,21 @@ export class Room {
     party.freeAt = undefined;
     party.failure = undefined;
     party.askAt = Infinity;
-    if (this.#standing.size === 0) this.#wakeAt(Infinity);
+    // Of who waits on, the next turn will need the timer again.
+    if (party.waiters.length <= 1) this.#tidy();
+  }
+
+  /** No timers for whom nobody waits. */
+  #tidy(): void {
+    if (this.#standing.size > 0) return;
+    this.#wakeAt(Infinity);
+    renewalOf(this.#backend).tidy();
   }
 
   /** Drops a party that nobody is left of. */
   #close(party: Party): void {
     if (party.waiters.length > 0) return;
+    this.#tidy();
     party.callOff?.();
     party.callOff = undefined;
     if (party.turn !== undefined || !party.isShared) return;
@@ -913,6 +938,7 @@ export class Room {
   }
 
   #wakeAt(at: number): void {
+    if (at === this.#wakesAt) return;
     this.#callOffWake();
     this.#wakesAt = at;
     this.#callOffWake = at === Infinity ? () => {} : this.#clock.setTimer(
@@ -925,6 +951,7 @@ export class Room {
   /** Asks for all that is due, along with what soon will be. */
   #round(): void {
     const now = this.#clock.now();
+    this.#wakesAt = Infinity;
     const due: Party[] = [];
     let next = Infinity;
     for (const party of this.#standing.values()) {

@@ -1,12 +1,12 @@
 /** Patience: one who waits, and where. */
 
-import { acquire } from "./acquire.ts";
+import { acquire, claimFor } from "./acquire.ts";
 import {
   type Backend,
-  type Claim,
   clockOf,
   type Line,
   type Refusal,
+  type Wanted,
 } from "./backend.ts";
 import { type Clock, within } from "./clock.ts";
 import { isPassing, LockBackendError } from "./errors.ts";
@@ -27,7 +27,7 @@ export interface Patience {
 }
 
 /**
- * Waits for `claim`: in line, where there is one, in the order in which the
+ * Waits for what is `wanted`: in line, where there is one, in the order in which the
  * server saw who came.
  *
  * @param settle What to make of the keeper of the hold, or the last refusal.
@@ -36,7 +36,7 @@ export interface Patience {
  */
 export function wait<T>(
   backend: Backend,
-  claim: Claim,
+  wanted: Wanted,
   terms: Terms,
   patience: Patience,
   settle: (answer: Keeper | Refusal) => T,
@@ -45,30 +45,31 @@ export function wait<T>(
   const { line } = backend;
   if (line !== undefined) {
     const room = roomOf(backend, line);
-    return room.isQuietAt(claim.key)
-      ? tryInPassing(backend, room, claim, terms, patience, settle)
-      : waitInLine(room, claim, terms, patience, settle);
+    return room.isQuietAt(wanted.key)
+      ? tryInPassing(backend, room, wanted, terms, patience, settle)
+      : waitInLine(room, wanted, terms, patience, settle);
   }
   if (backend.findLine === undefined) {
-    return tryAgain(backend, claim, terms, patience).then(settle);
+    return tryAgain(backend, wanted, terms, patience).then(settle);
   }
   const { isUnhurried } = patience;
   const hurry = isUnhurried ? { ...patience, waitMs: Infinity } : patience;
-  return find(backend, claim.key, hurry).then(({ line, waitMs }) => {
+  return find(backend, wanted.key, hurry).then(({ line, waitMs }) => {
     const rest = isUnhurried ? patience : { ...patience, waitMs };
     return line === undefined
-      ? tryAgain(backend, claim, terms, rest).then(settle)
-      : waitInLine(roomOf(backend, line), claim, terms, rest, settle);
+      ? tryAgain(backend, wanted, terms, rest).then(settle)
+      : waitInLine(roomOf(backend, line), wanted, terms, rest, settle);
   });
 }
 
 /** Tries again and again, for as long as patience lasts. */
 async function tryAgain(
   backend: Backend,
-  claim: Claim,
+  wanted: Wanted,
   terms: Terms,
   { waitMs, label, isUnhurried }: Patience,
 ): Promise<Keeper | Refusal> {
+  const claim = claimFor(wanted, label, terms);
   let first: Refusal | undefined;
   if (isUnhurried) {
     const answer = await acquire(backend, claim, terms, (answer) => answer);
@@ -77,7 +78,7 @@ async function tryAgain(
   }
   return await withPatience(
     backend,
-    claim.key,
+    wanted.key,
     terms,
     waitMs,
     (terms, late) => poll(backend, claim, terms, late, label, first),
@@ -139,13 +140,14 @@ export async function withPatience<T>(
 function tryInPassing<T>(
   backend: Backend,
   room: Room,
-  claim: Claim,
+  wanted: Wanted,
   terms: Terms,
   patience: Patience,
   settle: (answer: Keeper | Refusal) => T,
 ): Promise<T> {
-  const { key } = claim;
+  const { key } = wanted;
   const { isUnhurried } = patience;
+  const claim = claimFor(wanted, patience.label, terms);
   const waitMs = isUnhurried ? Infinity : patience.waitMs;
   return new Promise((resolve, reject) => {
     const late = () => reject(unanswered(key, waitMs));
@@ -154,7 +156,7 @@ function tryInPassing<T>(
       const leftMs = room.unwatch(attempt);
       const rest = isUnhurried ? patience : { ...patience, waitMs: leftMs };
       resolve(
-        waitInLine(room, claim, terms, rest, settle, isRefused),
+        waitInLine(room, wanted, terms, rest, settle, isRefused),
       );
       room.follow(attempt);
     };
@@ -187,7 +189,7 @@ function tryInPassing<T>(
 /** Waits in the room for one's turn. */
 function waitInLine<T>(
   room: Room,
-  claim: Claim,
+  wanted: Wanted,
   terms: Terms,
   patience: Patience,
   settle: (answer: Keeper | Refusal) => T,
@@ -201,8 +203,9 @@ function waitInLine<T>(
         reject(error);
       }
     };
-    const waiter = new Waiter(claim, terms, patience, answer, reject);
-    room.enter(claim.key, waiter, isRefused);
+    const { key, ttlMs } = wanted;
+    const waiter = new Waiter(ttlMs, terms, patience, answer, reject);
+    room.enter(key, waiter, isRefused);
   });
 }
 
@@ -222,13 +225,13 @@ export class Waiter {
   #onAbort: (() => void) | undefined;
 
   constructor(
-    claim: Claim,
+    ttlMs: number,
     terms: Terms,
     { waitMs, localTurns, label, isUnhurried = false }: Patience,
     answer: (answer: Keeper | Refusal) => void,
     reject: (reason: unknown) => void,
   ) {
-    this.ttlMs = claim.ttlMs;
+    this.ttlMs = ttlMs;
     this.label = label;
     this.terms = terms;
     this.waitMs = waitMs;
