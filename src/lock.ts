@@ -164,7 +164,7 @@ export function take(
         settings,
         (answer) =>
           answer instanceof Keeper
-            ? handle(backend, answer)
+            ? handle(answer)
             : refused(key, answer, settings),
       )
       : takeSeveral(backend, keys, settings);
@@ -234,7 +234,7 @@ async function takeSeveral(
     }
     if (Array.isArray(answer)) {
       answer.forEach((keeper, i) => tellers[i](keeper));
-      return handle(backend, answer[0], answer.slice(1));
+      return handle(answer[0], answer.slice(1));
     }
     if (answer !== undefined && waitMs === 0) {
       tellers[0](answer);
@@ -258,7 +258,7 @@ async function takeSeveral(
         return refused(key, answer, settings);
       }
       keepers.push(answer);
-      taken.push(handle(backend, answer));
+      taken.push(handle(answer));
     }
     if (!settings.autoExtend) {
       for (const keeper of keepers) keeper.keepOn(settings);
@@ -274,7 +274,7 @@ async function takeSeveral(
     throw error;
   }
   const [first, ...others] = keepers;
-  return handle(backend, first, others);
+  return handle(first, others);
 }
 
 /** How long to wait for what is given back: callers are to be told in time. */
@@ -440,30 +440,16 @@ function leadTo(error: unknown, loss: LockLostError): void {
   }
 }
 
-/**
- * Given to the constructor in place of a target: what is checked and acquired,
- * and need not be again.
- */
-class Granted {
-  readonly backend: Backend;
-  readonly keeper: Keeper;
-  readonly others: readonly Keeper[];
-
-  constructor(backend: Backend, keeper: Keeper, others: readonly Keeper[]) {
-    this.backend = backend;
-    this.keeper = keeper;
-    this.others = others;
-  }
-}
-
 /** A handle for what was just granted: of one key, or of several as one. */
 function handle(
-  backend: Backend,
   keeper: Keeper,
   others: readonly Keeper[] = [],
 ): DistributedLock {
-  const granted: unknown = new Granted(backend, keeper, others);
-  return new DistributedLock(granted as LockTarget, "", "", 0);
+  // In place of a target: what is checked and acquired, and need not be again.
+  const granted: unknown = keeper;
+  const lock = new DistributedLock(granted as LockTarget, "", "", 0);
+  if (others.length > 0) join(lock, others.map((other) => handle(other)));
+  return lock;
 }
 
 /** A held lock on its way to another process: see `DistributedLock.toJSON()`. */
@@ -491,6 +477,8 @@ export interface LockJSON {
  * before this. A release that fails is tried again in the background.
  */
 let finish: (lock: DistributedLock) => Promise<LockLostError | undefined>;
+/** Makes one lock of several keys of locks of one. */
+let join: (lock: DistributedLock, others: readonly DistributedLock[]) => void;
 /** What a lock was granted: one claim for each key. */
 let claimsOf: (lock: DistributedLock) => readonly Claim[];
 
@@ -540,6 +528,7 @@ export let keepExtending: (lock: DistributedLock, isWanted: boolean) => void;
 export class DistributedLock implements AsyncDisposable {
   static {
     finish = (lock) => lock.#finish();
+    join = (lock, others) => void (lock.#others = others);
     claimsOf = (lock) => [lock, ...lock.#others].map((one) => one.#claim);
     prolong = (lock, byMs) => lock.#prolong(byMs);
     rename = (lock, owner) => lock.#rename(owner);
@@ -587,15 +576,12 @@ export class DistributedLock implements AsyncDisposable {
    * ```
    */
   constructor(on: LockTarget, key: string, value: string, ttl: number) {
-    this.#isDrawn = this.#mayBeThere = on instanceof Granted;
-    if (on instanceof Granted) {
+    this.#isDrawn = this.#mayBeThere = on instanceof Keeper;
+    if (on instanceof Keeper) {
       this.#backend = on.backend;
-      this.#keeper = on.keeper;
-      this.#claim = on.keeper.claim;
-      this.#terms = on.keeper.terms;
-      if (on.others.length > 0) {
-        this.#others = on.others.map((keeper) => handle(on.backend, keeper));
-      }
+      this.#keeper = on;
+      this.#claim = on.claim;
+      this.#terms = on.terms;
       return;
     }
     this.#terms = PLAIN;
@@ -831,7 +817,7 @@ export class DistributedLock implements AsyncDisposable {
       isShort,
     );
     renamed.watch();
-    return handle(backend, renamed);
+    return handle(renamed);
   }
 
   #keepExtending(isWanted: boolean): void {
@@ -920,9 +906,12 @@ export class DistributedLock implements AsyncDisposable {
       if (begunAt !== undefined) this.#tellOfRelease(heldMs, begunAt, error);
       throw error;
     };
-    const releasing = turn === undefined
-      ? (together ?? backend).release(this.#claim).then(done, failed)
-      : turn.end(this.#claim, done, failed);
+    const claim = this.#claim;
+    const releasing = turn !== undefined
+      ? turn.end(claim, done, failed)
+      : together === undefined && backend.releaseThen !== undefined
+      ? backend.releaseThen(claim, done, failed)
+      : (together ?? backend).release(claim).then(done, failed);
     this.#releasing = releasing;
     return releasing;
   }
@@ -1056,12 +1045,12 @@ export class DistributedLock implements AsyncDisposable {
     if (failed !== undefined) {
       // Of several keys all or none: nobody gets a handle to release the rest.
       await Promise.all(
-        keepers.map((keeper) => finish(handle(backend, keeper))),
+        keepers.map((keeper) => finish(handle(keeper))),
       );
       throw failed.reason;
     }
     const [first, ...others] = keepers;
-    return handle(backend, first, others);
+    return handle(first, others);
   }
 
   #notHeld(): LockError {
@@ -1144,7 +1133,7 @@ async function resumeOne(
   );
   keeper.watch();
   try {
-    handle(backend, keeper).assertHeld();
+    handle(keeper).assertHeld();
   } catch (error) {
     // Nobody gets a handle, so nobody could end its renewal.
     keeper.release();

@@ -171,8 +171,15 @@ export class RedisBackend implements Backend {
     return this.line;
   }
 
-  // By then() rather than await, as in run(): it is done for every lock.
   tryAcquire(claim: Claim): Promise<Grant | Refusal> {
+    return this.tryAcquireThen(claim, (answer) => answer);
+  }
+
+  // By then() rather than await, as in run(): it is done for every lock.
+  tryAcquireThen<T>(
+    claim: Claim,
+    then: (answer: Grant | Refusal) => T,
+  ): Promise<T> {
     const { key, owner, ttlMs } = claim;
     const port = this.#port;
     // An owner that tries again wants to hold what was to be cleaned away.
@@ -192,9 +199,9 @@ export class RedisBackend implements Backend {
     }
     return reply.then((reply) => {
       // As text: a client may be told to give bytes.
-      if (reply === "OK" || String(reply) === "OK") return GRANTED;
+      if (reply === "OK" || String(reply) === "OK") return then(GRANTED);
       if (reply === null || reply === undefined) {
-        return this.#whyRefused(key, owner).catch(failed);
+        return this.#whyRefused(key, owner).catch(failed).then(then);
       }
       return this.#notAReply(claim);
     }, failed);
@@ -382,17 +389,34 @@ export class RedisBackend implements Backend {
     }
   }
 
-  // By then() rather than await, as above.
   release(hold: Hold): Promise<Verdict> {
+    const fail = (error: unknown): never => {
+      throw error;
+    };
+    return this.releaseThen(hold, (verdict) => verdict, fail);
+  }
+
+  // By then() rather than await, as above.
+  releaseThen<T>(
+    hold: Hold,
+    then: (verdict: Verdict) => T,
+    fail: (error: unknown) => never,
+  ): Promise<T> {
     const { key, owner } = hold;
     const verdictOn = this.#verdictOn(hold);
-    return this.#release(key, owner, verdictOn, (cause) => {
+    return this.#release<T>(key, owner, (answer) => {
+      const verdict = verdictOn(answer);
+      return typeof verdict === "string"
+        ? then(verdict)
+        : verdict.then(then, fail);
+    }, (cause) => {
       const again = () =>
         this.#release(key, owner, verdictOn, (cause) => {
           throw failure("release", key, cause);
         });
       return insist(failure("release", key, cause), again)
-        .catch((error) => releaseAlone(this.#port, hold, error));
+        .catch((error) => releaseAlone(this.#port, hold, error))
+        .then(then, fail);
     });
   }
 

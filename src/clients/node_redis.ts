@@ -1,8 +1,9 @@
 /**
  * node-redis 4, 5 and 6: clients, pools, clusters and sentinels.
  *
- * By its typed commands rather than `sendCommand`: they alone are the same for
- * all kinds, and they apply the client's own key prefix.
+ * By its typed commands, which are the same for all kinds and apply the client's
+ * own key prefix; or past them where there is nothing to apply, as they take
+ * longer than all that we do: see `isPlain`.
  */
 
 import {
@@ -54,7 +55,9 @@ interface Extras {
     };
   };
   readonly masters?: readonly { readonly address: string }[];
-  readonly options?: { socket?: object };
+  readonly options?: { socket?: object; keyPrefix?: unknown };
+  sendCommand?(words: string[]): Promise<unknown>;
+  destroy?(): void;
   duplicate?(overrides: object): Ear;
   on(event: string, listener: () => void): unknown;
   off(event: string, listener: () => void): unknown;
@@ -62,7 +65,7 @@ interface Extras {
 }
 
 /** What only a sentinel has: it speaks to whichever server is the primary. */
-interface Sentinel extends Extras {
+interface Sentinel extends Omit<Extras, "sendCommand"> {
   getMasterNode(): unknown;
   sendCommand(isReadonly: boolean, words: string[]): Promise<unknown>;
   subscribe(
@@ -98,7 +101,40 @@ const BACK_AFTER_MS = 50;
 export function nodeRedis(client: NodeRedisClient): Port {
   const extras = client as unknown as Extras;
   const port = portOf(client, extras);
-  return isSentinel(extras) ? { ...port, ...bySentinel(extras) } : port;
+  if (isSentinel(extras)) return { ...port, ...bySentinel(extras) };
+  return isPlain(extras) ? { ...port, ...byWords(extras) } : port;
+}
+
+/** A client of which a command is only a list of words. */
+type Plain = Extras & Required<Pick<Extras, "sendCommand">>;
+
+/**
+ * Whether nothing is lost by sending words: neither the prefix of the keys nor
+ * the way through a pool or a Cluster, nor what one client was told that goes by
+ * another's connection (`withCommandOptions`), which version 5 forgets then.
+ * Version 4 may be told to answer by a callback.
+ */
+function isPlain(client: Extras): client is Plain {
+  return typeof client.sendCommand === "function" &&
+    client.duplicate !== undefined && client.destroy !== undefined &&
+    client.masters === undefined && client.options?.keyPrefix === undefined &&
+    !Object.hasOwn(client, "_commandOptions");
+}
+
+/** The commands that are sent for every lock, word by word. */
+function byWords(client: Plain): Partial<Port> {
+  return {
+    setIfAbsent: (key, value, unit, amount) =>
+      client.sendCommand(["SET", key, value, unit, String(amount), "NX"]),
+    evalSha: (sha, keys, args) =>
+      client.sendCommand([
+        "EVALSHA",
+        sha,
+        String(keys.length),
+        ...keys,
+        ...args,
+      ]),
+  };
 }
 
 function portOf(client: NodeRedisClient, extras: Extras): Port {
@@ -145,7 +181,7 @@ function portOf(client: NodeRedisClient, extras: Extras): Port {
   };
 }
 
-function isSentinel(client: Extras): client is Sentinel {
+function isSentinel(client: object): client is Sentinel {
   return typeof (client as Partial<Sentinel>).getMasterNode === "function";
 }
 

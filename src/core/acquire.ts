@@ -9,7 +9,7 @@ import {
   type Wanted,
   type Watch,
 } from "./backend.ts";
-import { type Moment, moment, pause, within } from "./clock.ts";
+import { asking, type Moment, pause, within } from "./clock.ts";
 import { isPassing, LockBackendError, LockReplicationError } from "./errors.ts";
 import { Keeper, type Terms } from "./keeper.ts";
 import { drawOwner } from "./keys.ts";
@@ -45,7 +45,15 @@ export function acquire<T>(
 ): Promise<T> {
   const { signal, fencing } = terms;
   if (signal?.aborted) throw signal.reason;
-  const asked = moment(clockOf(backend));
+  const asked = asking(clockOf(backend));
+  const answered = (answer: Grant | Refusal) =>
+    settle(
+      answer.granted ? keep(backend, claim, asked, terms, answer) : answer,
+    );
+  const isPlain = signal === undefined && watch === undefined && !fencing;
+  if (isPlain && backend.tryAcquireThen !== undefined) {
+    return backend.tryAcquireThen(claim, answered);
+  }
   const attempt = watch !== undefined
     ? watch.tryAcquire(claim, fencing)
     : fencing
@@ -57,9 +65,7 @@ export function acquire<T>(
     (answer) => !answer.granted,
     () => backend.discard(claim),
   );
-  return answer.then((answer) =>
-    settle(answer.granted ? keep(backend, claim, asked, terms, answer) : answer)
-  );
+  return answer.then(answered);
 }
 
 /**
@@ -72,7 +78,7 @@ export async function acquireAll(
 ): Promise<Keeper[] | Refusal> {
   const { signal, fencing } = terms;
   signal?.throwIfAborted();
-  const asked = moment(clockOf(backend));
+  const asked = asking(clockOf(backend));
   const attempt = backend.tryAcquireAll!(claims, fencing);
   const giveBack = () => claims.forEach((claim) => backend.discard(claim));
   const answer =

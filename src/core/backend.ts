@@ -100,6 +100,14 @@ export interface Backend {
   readonly onEvent?: (event: LockEvent) => void;
   /** Takes the key unless somebody has it; granted again to its own owner. */
   tryAcquire(claim: Claim): Promise<Grant | Refusal>;
+  /**
+   * The same, and `then` with what came of it, by one promise for both: where
+   * thousands are asked for at a time, each layer of promises shows.
+   */
+  tryAcquireThen?<T>(
+    claim: Claim,
+    then: (answer: Grant | Refusal) => T,
+  ): Promise<T>;
   /** The same, and draws a fencing token in the same round trip. */
   tryAcquireFenced?(claim: Claim): Promise<Grant | Refusal>;
   /**
@@ -149,6 +157,12 @@ export interface Backend {
   rename?(hold: Hold, owner: string): Promise<Verdict>;
   /** Frees the key, if it is still ours; who stands in line for it is next. */
   release(hold: Hold): Promise<Verdict>;
+  /** The same, and `then` or `fail`: see `tryAcquireThen()`. */
+  releaseThen?<T>(
+    hold: Hold,
+    then: (verdict: Verdict) => T,
+    fail: (error: unknown) => never,
+  ): Promise<T>;
   /** The same of several keys, with one command where nobody wants them. */
   releaseAll?(holds: readonly Hold[]): readonly Promise<Verdict>[];
   /**

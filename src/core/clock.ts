@@ -63,6 +63,24 @@ export function moment(clock: Clock): Moment {
   }
 }
 
+/** For how long one reading of the wall clock does. */
+const STALE_MS = 1;
+/** When the machine's clocks were last read for `asking()`. */
+let lastRead: Moment = { now: -Infinity, wall: 0 };
+
+/**
+ * This moment, as one from which a lease counts. Its wall clock may have been
+ * read a moment ago, which only makes the lease end sooner: a look at a clock
+ * takes as long as some of what else is done for a lock, and there are three in
+ * `moment()`.
+ */
+export function asking(clock: Clock): Moment {
+  if (clock !== systemClock) return moment(clock);
+  const now = clock.now();
+  if (now - lastRead.now < STALE_MS) return { now, wall: lastRead.wall };
+  return lastRead = moment(clock);
+}
+
 /**
  * What `attempt` comes to, or an error if that takes longer than `limitMs`; the
  * attempt itself can't be called back.

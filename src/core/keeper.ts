@@ -57,6 +57,8 @@ export interface Lease {
 
 /** The watch over one hold, from its grant to its release or loss. */
 export class Keeper {
+  /** Where it lives. */
+  readonly backend: Backend;
   /** What was granted. */
   readonly claim: Claim;
   /** The fencing token, if one was drawn. */
@@ -65,10 +67,9 @@ export class Keeper {
   terms: Terms;
   /** The turn in line that it is part of, if it came by one. */
   turn: LocalTurn | undefined;
-  readonly #backend: Backend;
   readonly #clock: Clock;
   /** When the hold began. */
-  readonly #since: number;
+  readonly #since: Moment;
   /** The lease that counts: when it was asked for, and for how long. */
   #asked: Moment;
   #ttlMs: number;
@@ -83,11 +84,9 @@ export class Keeper {
   #underWay: Promise<unknown> | undefined;
   /** How many extensions by hand are, and when the last was sent. */
   #byHand = 0;
-  #sentByHandAt = -Infinity;
+  #sentByHand: Moment | undefined;
   #controller: AbortController | undefined;
   #callOff: (() => void) | undefined;
-  /** When it was last judged. */
-  judgedAt = -Infinity;
   /** Its place among those that are renewed: kept for it by renewal.ts. */
   renewed: Renewed | undefined;
 
@@ -106,15 +105,15 @@ export class Keeper {
     isShort: boolean = false,
     before?: Keeper,
   ) {
-    this.#backend = backend;
+    this.backend = backend;
     this.#clock = clockOf(backend);
     this.claim = claim;
     this.terms = terms;
     this.fencingToken = fencingToken;
-    this.#since = asked.now;
+    this.#since = asked;
     this.#asked = asked;
     // Without an expiry it is ours for longer than can be counted.
-    this.#ttlMs = Math.min(leftMs, Number.MAX_SAFE_INTEGER);
+    this.#ttlMs = leftMs < Infinity ? leftMs : Number.MAX_SAFE_INTEGER;
     this.#isShort = isShort;
     if (before?.renewed !== undefined && this.#isRenewed) {
       renewalOf(backend).replace(before.renewed, this, this.dueAt);
@@ -129,7 +128,7 @@ export class Keeper {
   /** What is left in milliseconds; 0 once released or lost. Judges. */
   get remainingMs(): number {
     if (this.#isReleased || this.#loss !== undefined) return 0;
-    let now = this.judgedAt = this.#clock.now();
+    let now = this.#clock.now();
     // From when we asked, not from the answer: a slow reply must not lengthen it.
     let passedMs = now - this.#asked.now;
     let passedByWallMs = this.#clock.wall() - this.#asked.wall;
@@ -141,7 +140,7 @@ export class Keeper {
       passedByWallMs = wall - this.#asked.wall;
     }
     const leftMs = this.#validMs - Math.max(passedMs, passedByWallMs);
-    const leftToHoldMs = this.terms.maxHoldMs - (now - this.#since);
+    const leftToHoldMs = this.terms.maxHoldMs - (now - this.#since.now);
     // The monotonic clock never runs ahead: what is over by it is over.
     const isOver = passedMs >= this.#validMs;
     // Looked at late, both may be over: what came first is the reason.
@@ -168,7 +167,7 @@ export class Keeper {
 
   /** Milliseconds since the hold began. */
   get heldMs(): number {
-    return this.#clock.now() - this.#since;
+    return this.#clock.now() - this.#since.now;
   }
 
   /** Whether the time of the last lease is up, also of one that was released. */
@@ -179,7 +178,7 @@ export class Keeper {
   /** From now on it is kept on these terms: renewed, or not any more. */
   keepOn(terms: Terms): void {
     this.terms = terms;
-    if (!this.#isRenewed) renewalOf(this.#backend).drop(this);
+    if (!this.#isRenewed) renewalOf(this.backend).drop(this);
     else if (this.remainingMs > 0) this.#plan();
   }
 
@@ -202,7 +201,7 @@ export class Keeper {
 
   /** Whether the lease ends before it may be held no longer. */
   get needsRenewal(): boolean {
-    const leaseMs = this.#asked.now + this.#validMs - this.#since;
+    const leaseMs = this.#asked.now + this.#validMs - this.#since.now;
     return leaseMs < this.terms.maxHoldMs;
   }
 
@@ -249,9 +248,9 @@ export class Keeper {
   async extend(ttlMs: number): Promise<void> {
     await this.#byHandOnce(async () => {
       const asked = this.asks(ttlMs);
-      this.#sentByHandAt = asked.now;
+      this.#sentByHand = asked;
       const claim = { ...this.claim, ttlMs };
-      const [answer] = await extendAll(this.#backend, [claim]);
+      const [answer] = await extendAll(this.backend, [claim]);
       this.answered(answer, asked, ttlMs);
       return answer;
     });
@@ -304,7 +303,7 @@ export class Keeper {
       this.#unanswered ??= "pending";
       // The server may have the shorter one long before we hear of it.
       if (byMs < 0) this.#count(this.#asked, ttlMs);
-      this.#sentByHandAt = asked.now;
+      this.#sentByHand = asked;
       const answer = await this.#askToProlong(byMs);
       if (answer instanceof LockBackendError) {
         this.answered(answer, asked, ttlMs);
@@ -322,14 +321,14 @@ export class Keeper {
   async #askToProlong(byMs: number): Promise<Standing | LockBackendError> {
     const { key } = this.claim;
     try {
-      if (this.#backend.prolong !== undefined) {
-        return await this.#backend.prolong(this.claim, byMs);
+      if (this.backend.prolong !== undefined) {
+        return await this.backend.prolong(this.claim, byMs);
       }
       // By our own clock, which is a moment behind the server's.
       const passedMs = this.#clock.now() - this.#asked.now;
       const leftMs = this.#ttlMs + Math.max(0, byMs) - passedMs;
       const claim = { ...this.claim, ttlMs: Math.max(1, Math.round(leftMs)) };
-      const [verdict] = await extendAll(this.#backend, [claim]);
+      const [verdict] = await extendAll(this.backend, [claim]);
       return verdict instanceof LockBackendError
         ? verdict
         : { verdict, leftMs: claim.ttlMs };
@@ -373,10 +372,13 @@ export class Keeper {
       const wasShort = this.#isShort;
       this.#isShort = false;
       // An older lease says nothing of a shorter one that was sent after it.
-      const countsFrom = Math.max(this.#asked.now, this.#sentByHandAt);
+      const countsFrom = Math.max(
+        this.#asked.now,
+        this.#sentByHand?.now ?? -Infinity,
+      );
       if (asked.now >= countsFrom) this.#count(asked, ttlMs);
       if (wasShort && !this.terms.autoExtend) {
-        renewalOf(this.#backend).drop(this);
+        renewalOf(this.backend).drop(this);
       }
       this.#tell({ type: "extended", tookMs, ttlMs });
     }
@@ -438,7 +440,7 @@ export class Keeper {
   /** Whether somebody is to be told of a loss as it happens. */
   get #isWatched(): boolean {
     return this.#controller !== undefined ||
-      this.#backend.onEvent !== undefined;
+      this.backend.onEvent !== undefined;
   }
 
   #count(asked: Moment, ttlMs: number): void {
@@ -450,7 +452,7 @@ export class Keeper {
   }
 
   #plan(): void {
-    if (this.#isRenewed) renewalOf(this.#backend).plan(this, this.dueAt);
+    if (this.#isRenewed) renewalOf(this.backend).plan(this, this.dueAt);
   }
 
   #runOut(): void {
@@ -471,7 +473,7 @@ export class Keeper {
         // Overtaken by us, an extension to less could still come after.
         await this.#underWay;
         asked = moment(this.#clock);
-        return await this.#backend.inquire(this.claim);
+        return await this.backend.inquire(this.claim);
       });
     } catch (cause) {
       if (this.#isInDoubt) this.lose("unreachable", cause);
@@ -499,14 +501,14 @@ export class Keeper {
     this.#callOff?.();
     this.#callOff = undefined;
     if (this.renewed === undefined) return;
-    renewalOf(this.#backend).drop(this, isFollowed);
+    renewalOf(this.backend).drop(this, isFollowed);
   }
 
   /** Tells the observer, if there is one. */
   #tell(event: Untold<LockEvent>): void {
-    if (this.#backend.onEvent === undefined) return;
+    if (this.backend.onEvent === undefined) return;
     const { key, owner } = this.claim;
-    tell(this.#backend, { ...event, key, label: labelOf(owner) } as LockEvent);
+    tell(this.backend, { ...event, key, label: labelOf(owner) } as LockEvent);
   }
 }
 

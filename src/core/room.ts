@@ -19,7 +19,7 @@ import {
   type Verdict,
   type Wish,
 } from "./backend.ts";
-import { type Clock, type Moment, moment } from "./clock.ts";
+import { asking, type Clock, type Moment } from "./clock.ts";
 import { isPassing, LockBackendError } from "./errors.ts";
 import { tell } from "./events.ts";
 import { Keeper, type Lease } from "./keeper.ts";
@@ -160,7 +160,7 @@ export class LocalTurn {
     // A longer lease than it wants would cost the others more if it crashed.
     if (lease === undefined || lease.ms > ttlMs) return;
     if (keeper.isBeingExtended) return;
-    const now = keeper.judgedAt;
+    const now = this.#room.now();
     const isInTime = now - this.beganAt < TURN_MS &&
       now - lease.asked.now < lease.ms / 2;
     return isInTime ? lease : undefined;
@@ -478,7 +478,7 @@ export class Room {
     parties: readonly Party[],
     isInPassing: boolean,
   ): Promise<void> {
-    const asked = moment(this.#clock);
+    const asked = asking(this.#clock);
     const wishes = parties.map((party) => {
       party.asking = asked;
       return party.wish!;
@@ -665,7 +665,7 @@ export class Room {
     const isWanted = isLatest && party.waiters.length > 0 &&
       party.wish === undefined;
     const next = isWanted && canStand ? this.#draw(party) : undefined;
-    const asked = moment(this.#clock);
+    const asked = asking(this.#clock);
     if (next !== undefined) party.asking = asked;
     else if (isWanted) this.#begin(party);
     this.#close(party);

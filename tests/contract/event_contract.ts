@@ -478,14 +478,19 @@ function clockOf(backend: Backend): number {
 /** Every owner that anything is asked of `backend` for, from now on. */
 function ownersOf(backend: Backend): Set<string> {
   const owners = new Set<string>();
-  for (const name of ["tryAcquire", "tryAcquireFenced"] as const) {
-    const asked = backend[name];
-    if (asked === undefined) continue;
-    backend[name] = (claim) => {
-      owners.add(claim.owner);
-      return asked.call(backend, claim);
-    };
-  }
+  const { tryAcquire, tryAcquireThen, tryAcquireFenced } = backend;
+  backend.tryAcquire = (claim) => {
+    owners.add(claim.owner);
+    return tryAcquire.call(backend, claim);
+  };
+  backend.tryAcquireThen = tryAcquireThen && ((claim, then) => {
+    owners.add(claim.owner);
+    return Reflect.apply(tryAcquireThen, backend, [claim, then]);
+  });
+  backend.tryAcquireFenced = tryAcquireFenced && ((claim) => {
+    owners.add(claim.owner);
+    return tryAcquireFenced.call(backend, claim);
+  });
   return owners;
 }
 

@@ -13,6 +13,7 @@ import {
 import { Redis as UpstashRedis } from "@upstash/redis";
 import { Batch, ClusterBatch } from "@valkey/valkey-glide";
 import { Redis as Ioredis } from "ioredis";
+import { createClient } from "redis";
 
 import {
   acquireLock,
@@ -27,7 +28,7 @@ import {
   type LockTarget,
   redis,
 } from "@dreamer/utils/lock";
-import { clients } from "../support/clients.ts";
+import { clients, sameAsTheLast } from "../support/clients.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
 import { after, before, test, timersEnd, timersLeft } from "../support/test.ts";
 import { until } from "../support/until.ts";
@@ -160,6 +161,30 @@ test(
   },
   { allowTimers: "who waited listens on for a second" },
 );
+
+test("node-redis: prefix and options of a client are its own affair", async () => {
+  const settings = { ...sameAsTheLast, url: server.url, keyPrefix: "app:" };
+  const one = createClient(settings);
+  const other = createClient({ ...sameAsTheLast, url: server.url });
+  await Promise.all([one.connect(), other.connect()]);
+  try {
+    const lock = await acquireLock(one, "k");
+    assertEquals(await server.command("GET", "app:k"), lock.owner);
+    const bare = await acquireLock(other, "k");
+    assertEquals(await server.command("GET", "k"), bare.owner);
+    assertEquals(await lock.release(), true);
+    assertEquals(await bare.release(), true);
+    // Told to give up at once, it sends nothing.
+    const signal = AbortSignal.abort();
+    const told = other.withAbortSignal(signal);
+    await assertRejects(() => acquireLock(told, "k"), LockBackendError);
+    assertEquals(await server.command("EXISTS", "k"), 0);
+  } finally {
+    one.destroy();
+    other.destroy();
+  }
+  await timersEnd();
+});
 
 test("a function that throws, or answers nothing of Redis, is an error", async () => {
   const bad = new Error("not today");
