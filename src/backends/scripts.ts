@@ -312,6 +312,21 @@ const SHORT_MS = 2_000;
 export const LINE_MS = 10_000;
 
 /**
+ * `call` has a process called: how many have heard it. Where we may not PUBLISH
+ * it is `false`, and a key is changed that is called as the channel is: who
+ * listens there tracks it as well (see port.ts), and so learns to look around.
+ */
+const CALL = `local function call(inbox, message)
+  local channel = "lock:inbox:" .. inbox
+  local heard = redis.pcall("PUBLISH", channel, message)
+  if type(heard) ~= "table" then return heard end
+  redis.pcall("SET", channel, "", "PX", 1)
+  redis.pcall("DEL", channel)
+  return false
+end
+`;
+
+/**
  * A line is a sorted set: who stands there, by ticket. A member says all that
  * it takes to give that wish its turn, so that whoever releases the lock can:
  * `<lease in ms> <number of tokens> <owner>`, and the owner says whom to call.
@@ -331,7 +346,7 @@ export const LINE_MS = 10_000;
  * Each call of Redis in here costs as much as some lines of Lua, and everybody
  * waits meanwhile: so none is made whose answer is known.
  */
-const LINE = `local time = redis.call("TIME")
+const LINE = `${CALL}local time = redis.call("TIME")
 local now, at = time[1] * 1000000 + time[2], time[1] .. " " .. time[2]
 local function give(lock, fence, member, most)
   local ttl, tokens, owner = string.match(member, "^(%d+) (%d+) (.*)$")
@@ -375,12 +390,12 @@ local function handOver(lock, line, fence, mine, last)
     if not inbox then return lease end
     if inbox == mine then return lease, owner, lease, token end
     local turn = lease .. " " .. at .. " " .. token .. " " .. owner
-    local channel, heard = "lock:inbox:" .. inbox, 1
+    local heard = 1
     if string.sub(inbox, -1) == "*" then
-      heard = redis.pcall("PUBSUB", "NUMSUB", channel)[2] or 1
+      heard = redis.pcall("PUBSUB", "NUMSUB", "lock:inbox:" .. inbox)[2] or 1
     end
-    if heard > 0 then heard = redis.pcall("PUBLISH", channel, "turn " .. turn) end
-    if type(heard) == "table" then return lease end
+    if heard > 0 then heard = call(inbox, "turn " .. turn) end
+    if not heard then return lease end
     if heard > 0 then return lease, owner, "+", "-" end
   end
 end
@@ -564,11 +579,8 @@ const TELL = `local function tell(lock, watch)
     if not head then return redis.call("DEL", lock) end
     redis.call("SET", lock, "next " .. head, "PX", ${RESERVED_MS})
     local inbox, name = string.match(head, "^(%S+) (.*)$")
-    local call = "free " .. name
-    local heard = redis.pcall("PUBLISH", "lock:inbox:" .. inbox, call)
-    if type(heard) == "table" or heard > 0 or string.sub(inbox, -1) == "*" then
-      return 1
-    end
+    local heard = call(inbox, "free " .. name)
+    if not heard or heard > 0 or string.sub(inbox, -1) == "*" then return 1 end
   end
 end
 `;
@@ -581,7 +593,7 @@ export const RELEASE_TELLING = define({
 if now ~= owner then return now and -1 or 0 end
 if redis.call("EXISTS", line, watch) == 0 then return redis.call("DEL", lock) end
 if redis.call("EXISTS", line) == 1 then return 2 end
-${TELL}return tell(lock, watch)`,
+${CALL}${TELL}return tell(lock, watch)`,
   decode: FREE.decode,
 });
 
@@ -633,7 +645,7 @@ return "1 " .. ttlMs .. at .. token`,
 export const FORGET = define({
   keys: ["lock", "watch"],
   args: ["watcher"],
-  lua: `${TELL}redis.call("ZREM", watch, watcher)
+  lua: `${CALL}${TELL}redis.call("ZREM", watch, watcher)
 if redis.call("GET", lock) == "next " .. watcher then tell(lock, watch) end
 return 1`,
   decode: () => undefined,
@@ -644,12 +656,12 @@ return 1`,
 export const REMIND = define({
   keys: [] as readonly string[],
   args: [] as readonly string[],
-  lua: `for i, lock in ipairs(KEYS) do
+  lua: `${CALL}for i, lock in ipairs(KEYS) do
   local owner = ARGV[i]
   local inbox = string.match(owner, "^(%x+%*?)", ${OWNER_LENGTH + 1})
   local left = redis.pcall("GET", lock) == owner and redis.call("PTTL", lock)
   if left and left <= ${SHORT_MS} then
-    redis.pcall("PUBLISH", "lock:inbox:" .. inbox, "look " .. owner)
+    call(inbox, "look " .. owner)
   end
 end`,
   decode: () => {},
@@ -710,7 +722,7 @@ ${LINE}${TELL}handOver(lock, line, fence)
 if redis.call("EXISTS", lock) == 0 then tell(lock, watch) end
 local inbox = string.match(holder, "^%x+@(%x+%*?)")
 if inbox then
-  redis.pcall("PUBLISH", "lock:inbox:" .. inbox, "end " .. holder)
+  call(inbox, "end " .. holder)
 end
 return 1`,
   decode: (reply) => Number(reply) === 1,

@@ -84,7 +84,7 @@ function listen(
       const id = await twin.send("CLIENT", ["ID"]);
       // Told of FLUSHALL, Bun's client does not know what that means, and drops
       // the connection: which is as good, as we listen and ask anew.
-      await twin.send("CLIENT", tracking(id));
+      await twin.send("CLIENT", tracking(id, channel));
     } catch {
       // Forbidden, or unknown there: then we learn of it a second later.
     }

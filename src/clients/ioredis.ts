@@ -1,7 +1,7 @@
 /** ioredis 5 and 6, single servers and clusters. */
 
 import {
-  FLUSHED,
+  INVALIDATED,
   listenAtAll,
   type Listener,
   type NodeListener,
@@ -184,7 +184,7 @@ function listenAt(
   const subscribe = async () => {
     try {
       const id = await ear.call("CLIENT", "ID");
-      await ear.call("CLIENT", ...tracking(id));
+      await ear.call("CLIENT", ...tracking(id, channel));
     } catch {
       // Forbidden, or unknown there: then we learn of it a second later.
     }
@@ -198,7 +198,7 @@ function listenAt(
   });
   ear.on("message", (from, message) => {
     if (from === channel) listener.onMessage(message);
-    else if (from === FLUSHED) listener.onReady();
+    else if (from === INVALIDATED) listener.onReady();
   });
   ear.on("end", () => {
     if (isOpen) listener.onGone();

@@ -7,7 +7,7 @@
  */
 
 import {
-  FLUSHED,
+  INVALIDATED,
   listenAtAll,
   type Listener,
   type NodeListener,
@@ -352,8 +352,8 @@ function listenAt(
     const subscribe = async () => {
       try {
         const id = await ear.sendCommand(["CLIENT", "ID"]);
-        await ear.sendCommand(["CLIENT", ...tracking(id)]);
-        await ear.subscribe(FLUSHED, listener.onReady);
+        await ear.sendCommand(["CLIENT", ...tracking(id, channel)]);
+        await ear.subscribe(INVALIDATED, listener.onReady);
       } catch {
         // Forbidden, or unknown there: then we learn of it a second later.
       }

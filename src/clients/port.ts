@@ -9,7 +9,8 @@ export interface Listener {
   onMessage(message: string): void;
   /**
    * Heard from now on is all that is published; before, some may be missed.
-   * Also called when all keys were deleted at once, where the server tells.
+   * Also called where the server tells that all keys were deleted at once, or
+   * that there is something for us.
    */
   onReady(): void;
   /** Nothing is heard, and nothing will be. */
@@ -20,16 +21,16 @@ export interface Listener {
 
 /**
  * The server is asked to tell of FLUSHALL and FLUSHDB: those who track keys are
- * told that all are gone (`CLIENT TRACKING`), also where they track only such
- * with a prefix that no key has. In the old protocol it comes as a message on
- * this channel.
+ * told that all are gone (`CLIENT TRACKING`). The keys that we track ourselves
+ * begin as our channel does, and there are none: but that one of them was changed
+ * is how somebody calls us who may not PUBLISH. In the old protocol both come as
+ * a message on this channel.
  */
-export const FLUSHED = "__redis__:invalidate";
+export const INVALIDATED = "__redis__:invalidate";
 
 /** The arguments of CLIENT for that, for the connection with this id. */
-export function tracking(id: unknown): string[] {
-  const prefix = "lock:inbox:no-key-is-called-so";
-  return ["TRACKING", "ON", "REDIRECT", String(id), "BCAST", "PREFIX", prefix];
+export function tracking(id: unknown, channel: string): string[] {
+  return ["TRACKING", "ON", "REDIRECT", String(id), "BCAST", "PREFIX", channel];
 }
 
 /** Who listens at one of several nodes. */

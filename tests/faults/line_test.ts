@@ -627,7 +627,7 @@ story("one who may not PUBLISH releases to one who listens", async (scene) => {
   await inLine(key, 1, own);
   const freed = await holder.release().catch((error) => error);
   const what = "released by one who may not PUBLISH";
-  const lock = await soon(what, next, Date.now(), scene);
+  const lock = await soon(what, next, Date.now(), scene, TOLD_MS);
   assert(await lock.release());
   await nothingLeft(key, own);
   assertEquals(freed, true);
