@@ -144,7 +144,10 @@ for (const { name, open } of clients) {
 /** Has the client reject what is asked of it for as long as `isRefused`. */
 function refuse(client: object, isRefused: () => boolean, message: string) {
   const commands = client as Record<string, (...args: unknown[]) => unknown>;
-  for (const name of ["set", "eval", "evalsha", "evalSha"]) {
+  const names = ["set", "eval", "evalsha", "evalSha"];
+  // In words, where it is one of node-redis.
+  if ("isOpen" in client) names.push("sendCommand");
+  for (const name of names) {
     const command = commands[name];
     if (typeof command !== "function") continue;
     commands[name] = (...args) =>

@@ -77,16 +77,15 @@ export async function startRedis(
   let onlooker: Onlooker;
 
   async function start(): Promise<void> {
-    // Between finding a port free and taking it, somebody else may take it.
-    for (let tries = options.port || port ? 1 : 5;; tries--) {
+    // Between finding a port free and taking it, somebody else may take it; one
+    // that is to be had again is given back, as others only try it out.
+    for (let tries = options.port ? 1 : port ? 20 : 5;; tries--) {
       const at = port || await freePort();
       onlooker = new Onlooker(at, password);
       child = launch(program!, [
         ...sentinel ? [settings, "--sentinel"] : [],
         ...["--port", `${at}`, "--bind", "127.0.0.1", "--dir", dir],
         ...["--save", "", "--appendonly", "no", "--logfile", "server.log"],
-        // It looks for a SIGTERM that often: ends in 10 ms, and not in 100.
-        ...["--hz", "100"],
         ...password === undefined ? [] : ["--requirepass", password],
         ...args,
       ]);
@@ -96,8 +95,11 @@ export async function startRedis(
         return;
       } catch (cause) {
         onlooker.close();
-        await end(child, "SIGKILL");
-        if (tries > 1) continue;
+        await end(child);
+        if (tries > 1) {
+          if (port) await new Promise((done) => setTimeout(done, 50));
+          continue;
+        }
         throw new Error(`No server on port ${at}:\n${logOf(dir)}`, { cause });
       }
     }
@@ -122,18 +124,18 @@ export async function startRedis(
     },
     async stop() {
       onlooker.close();
-      await end(child, "SIGTERM");
+      await end(child);
       remove(dir);
     },
     async kill() {
       onlooker.close();
-      await end(child, "SIGKILL");
+      await end(child);
     },
     freeze: () => signal(child, "SIGSTOP"),
     thaw: () => signal(child, "SIGCONT"),
     async restart() {
       onlooker.close();
-      await end(child, "SIGTERM");
+      await end(child);
       await start();
     },
     command: (...args) => onlooker.ask(...args),
@@ -223,16 +225,16 @@ async function answered(child: ChildProcess, server: Onlooker): Promise<void> {
   }
 }
 
-/** Ends the child and waits for it; one that does not listen is killed. */
-async function end(child: ChildProcess, by: "SIGTERM" | "SIGKILL") {
+/**
+ * Ends the child and waits for it. By SIGKILL, as it has nothing to save: what
+ * it was told to write down is written before it answers; and it looks for a
+ * SIGTERM ten times a second only.
+ */
+async function end(child: ChildProcess): Promise<void> {
   if (!running.has(child)) return;
   const gone = new Promise((resolve) => child.once("exit", resolve));
-  signal(child, by);
-  // A frozen one hears SIGTERM only once it is thawed.
-  signal(child, "SIGCONT");
-  const limit = setTimeout(() => signal(child, "SIGKILL"), 5_000);
+  signal(child, "SIGKILL");
   await gone;
-  clearTimeout(limit);
 }
 
 function signal(child: ChildProcess, name: NodeJS.Signals): void {
