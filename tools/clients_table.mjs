@@ -102,9 +102,13 @@ async function run() {
   }
 }
 
+/** How each ended; the last time, where it was run again. */
 function noted(file) {
-  return readFileSync(file, "utf8").trim().split("\n")
-    .map((line) => JSON.parse(line));
+  const lines = readFileSync(file, "utf8").trim().split("\n");
+  const ends = lines.map((line) => JSON.parse(line));
+  return [
+    ...new Map(ends.map((end) => [`${end.runtime} ${end.name}`, end])).values(),
+  ];
 }
 
 function clientOf(test) {
