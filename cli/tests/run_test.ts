@@ -198,10 +198,18 @@ test.sideBySide([
   ],
 
   ["the lock is renewed for as long as the command runs", async () => {
-    const args = ["--ttl", "600ms", "renewed", "--", "sh", "-c", WAITER];
+    const args = ["--ttl", "3s", "renewed", "--", "sh", "-c", WAITER];
     await using holder = run(...args);
     await started(holder);
-    await new Promise((done) => setTimeout(done, 1_500));
+    let renewals = 0;
+    let leftBefore = Infinity;
+    // At a third each time: without, the lease would be over by then.
+    await until("it is renewed four times", async () => {
+      const left = Number(await server.command("PTTL", "renewed"));
+      if (left > leftBefore) renewals++;
+      leftBefore = left;
+      return renewals === 4;
+    });
     const { code } = await ran(["run", "-n", "renewed", "--", "true"], { env });
     assertEquals(code, 75);
     assertEquals(holder.stderr, "");

@@ -63,22 +63,19 @@ export function moment(clock: Clock): Moment {
   }
 }
 
-/** For how long one reading of the wall clock does. */
-const STALE_MS = 1;
-/** When the machine's clocks were last read for `asking()`. */
-let lastRead: Moment = { now: -Infinity, wall: 0 };
+/** For how long one look at the machine's clocks does for `asking()`. */
+const STALE_MS = 0.2;
+let lastAsking: Moment = { now: -Infinity, wall: 0 };
 
 /**
- * This moment, as one from which a lease counts. Its wall clock may have been
- * read a moment ago, which only makes the lease end sooner: a look at a clock
- * takes as long as some of what else is done for a lock, and there are three in
- * `moment()`.
+ * This moment, as one from which a lease counts; or one just before it, which
+ * only makes the lease end sooner. The two clocks take three looks, and each of
+ * them as long as some of what else is done for a lock.
  */
 export function asking(clock: Clock): Moment {
   if (clock !== systemClock) return moment(clock);
-  const now = clock.now();
-  if (now - lastRead.now < STALE_MS) return { now, wall: lastRead.wall };
-  return lastRead = moment(clock);
+  const sinceMs = clock.now() - lastAsking.now;
+  return sinceMs < STALE_MS ? lastAsking : lastAsking = moment(clock);
 }
 
 /**
