@@ -31,6 +31,12 @@ import type { Waiter } from "./wait.ts";
 /** For how long one turn in line may be passed on. */
 const TURN_MS = 10;
 /**
+ * From when on those who are left stand in line again, while one of them has the
+ * turn. A little later than that: most holds that outlast the turn are over soon,
+ * and then the release has the party stand there, without a command more.
+ */
+const STAND_MS = 15;
+/**
  * How often those who wait ask, should a message have been lost. Less than the
  * short lease of a turn: so everybody knows of it before it can run out.
  */
@@ -380,7 +386,7 @@ export class Room {
   #goOn(party: Party, isRefused: boolean): void {
     if (party.turn === undefined) this.#adopt(party);
     const { turn } = party;
-    if (turn !== undefined && this.now() - turn.beganAt < TURN_MS) {
+    if (turn !== undefined && this.now() - turn.beganAt < STAND_MS) {
       this.#awaitEnd(party, turn);
     } else this.#begin(party, isRefused);
   }
@@ -625,7 +631,7 @@ export class Room {
     // They will be called from there.
     if (this.#line.inbox === undefined && !this.#isDeaf) void this.#open();
     if (party.callOff !== undefined) return;
-    const leftMs = turn.beganAt + TURN_MS - this.#clock.now();
+    const leftMs = turn.beganAt + STAND_MS - this.#clock.now();
     party.callOff = this.#clock.setTimer(
       () => {
         party.callOff = undefined;
