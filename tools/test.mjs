@@ -271,7 +271,19 @@ async function takeAgain({ step, program, words, path, count, complaint }) {
     `${alone ? "FAIL" : "ok  "} ${step.name.padEnd(8)}  again ${path}: ` +
       `${count} failed among others, ${alone || "none"} alone`,
   );
+  for (const name of namesIn(complaint, path)) console.log(`     ${name}`);
   if (alone > 0) console.log(`${complaint}\n${output.trimEnd()}`);
+}
+
+/** The tests of the file at `path` that have failed, in each runner's words. */
+function namesIn(output, path) {
+  const lines = output.matchAll(
+    /^(?:\(fail\) (.*) \[|✖ (.*) \(\S+ms\)$|(?:\.\/(\S+) => )?(.*) \.\.\. FAILED \()/gm,
+  );
+  const names = [...lines]
+    .filter(([, , , file]) => file === undefined || file === path)
+    .map(([, bun, node, , deno]) => bun ?? node ?? deno);
+  return new Set(names);
 }
 
 /** Runs it, compiled where it has to be: what can't be is a failure of its own. */
