@@ -98,6 +98,9 @@ test.unavailable = (name: string, why: string): void => {
   }
 };
 
+/** What all of those may take that run side by side: dozens, of some processes. */
+const ALL_MS = 60_000;
+
 /**
  * Tests that wait more than they do: with the first all of them begin, and each
  * ends with its own outcome. Once all are done `finale` may look at the world,
@@ -107,9 +110,11 @@ test.sideBySide = (
   tests: readonly (readonly [name: string, fn: () => unknown])[],
   finale: () => unknown = () => {},
 ): void => {
-  const runs = besideEachOther(tests.map(([, fn]) => fn), finale);
+  const fns = tests.map(([, fn]) => fn);
+  const runs = besideEachOther(fns, finale, { timeoutMs: ALL_MS });
   for (const [index, [name]] of tests.entries()) {
-    nodeTest(name, { timeout: 25_000 }, noted(name, runs[index]));
+    const timeout = ALL_MS + 5_000;
+    nodeTest(name, { timeout }, noted(name, runs[index]));
   }
 };
 
