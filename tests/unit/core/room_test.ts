@@ -234,6 +234,37 @@ test("a long lease is not passed on to one who wanted a short one", async () => 
   assert(next?.isAcquired(), "it is kept for longer than was wanted");
 });
 
+test("a turn that is outlasted by a hair costs no command of its own", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line!;
+  const { stand } = line;
+  let stood = 0;
+  line.stand = (...args) => (stood++, stand.apply(line, args));
+  const holder = await acquireLock(on, "k");
+  const [a, b, c, d] = Array.from(
+    { length: 4 },
+    () => acquireLock(on, "k", { waitMs: 10_000 }),
+  );
+  await settle();
+  await holder.release();
+  const first = await a;
+  stood = 0;
+  await clock.advance(6);
+  await first.release();
+  const second = await b;
+  await clock.advance(6);
+  // Too late to pass it on: who is left stands in line by the release.
+  await second.release();
+  const third = await c;
+  assertEquals(stood, 0);
+  // Held for longer, the others stand there meanwhile.
+  await clock.advance(20);
+  assertEquals(stood, 1);
+  await third.release();
+  await (await d).release();
+});
+
 /** The same, but `name` is never answered. */
 function frozen(on: Backend, name: "tryAcquire"): Backend {
   on[name] = () => new Promise(() => {});
