@@ -140,6 +140,8 @@ const chosen = (steps) =>
 
 let passed = 0;
 let failed = 0;
+/** How a test says that two had a lock: no machine is too slow for that. */
+const TWO_INSIDE = /Error\b.*\btwo (?:inside|holders)\b/;
 /** What comes of compiling the suites for Node: once for all. */
 let compiling;
 /** Step and number of the tests that a runner skipped. */
@@ -249,12 +251,12 @@ async function take(step) {
 }
 
 /**
- * In which files how many tests failed, as far as that can be told: what can't
- * be, such as a file that does not load or a hook, needs no second look.
+ * In which files how many tests failed that deserve a second look, as far as
+ * that can be told: of a file that does not load, or a hook, it can't be.
  */
 function failedIn(step, file, output, failed) {
   const counts = new Map();
-  if (!runners.includes(step)) return counts;
+  if (!runners.includes(step) || TWO_INSIDE.test(output)) return counts;
   if (step.failedIn === undefined) return counts.set(file, failed);
   for (const [, path] of step.failedIn(output)) {
     counts.set(path, (counts.get(path) ?? 0) + 1);
