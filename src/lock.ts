@@ -836,9 +836,8 @@ export class DistributedLock implements AsyncDisposable {
    */
   release(): Promise<boolean> {
     if (this.#others === ALONE) return this.#release();
-    const together = new Together(this.#backend);
     const locks = [this, ...this.#others];
-    const all = locks.map((one) => one.#release(together));
+    const all = locks.map((one) => one.#release());
     // All of them before one's failure is told: none is given up for another.
     return Promise.allSettled(all).then(async (outcomes) => {
       if (outcomes.some(({ status }) => status === "rejected")) {
@@ -852,7 +851,7 @@ export class DistributedLock implements AsyncDisposable {
     });
   }
 
-  #release(together?: Together): Promise<boolean> {
+  #release(): Promise<boolean> {
     if (this.#releasing !== undefined) {
       // Told "freed" is one call only; where that one fails, this one tries.
       return this.#releasing.then(() => false, () => this.#release());
@@ -863,13 +862,12 @@ export class DistributedLock implements AsyncDisposable {
       return Promise.resolve(isUntold);
     }
     this.#isUntold = false;
-    return this.#free((verdict) => verdict === "done", together);
+    return this.#free((verdict) => verdict === "done");
   }
 
   /** Releases what may be there, and passes on what `then` makes of it. */
   #free<T>(
     then: (verdict: Verdict, loss: LockLostError | undefined) => T,
-    together?: Together,
   ): Promise<T> {
     const backend = this.#backend;
     const keeper = this.#keeper!;
@@ -909,9 +907,9 @@ export class DistributedLock implements AsyncDisposable {
     const claim = this.#claim;
     const releasing = turn !== undefined
       ? turn.end(claim, done, failed)
-      : together === undefined && backend.releaseThen !== undefined
-      ? backend.releaseThen(claim, done, failed)
-      : (together ?? backend).release(claim).then(done, failed);
+      : backend.releaseThen !== undefined
+      ? backend.releaseThen(claim, this.#others !== ALONE, done, failed)
+      : backend.release(claim).then(done, failed);
     this.#releasing = releasing;
     return releasing;
   }
@@ -941,14 +939,13 @@ export class DistributedLock implements AsyncDisposable {
 
   async #finish(): Promise<LockLostError | undefined> {
     if (this.#others === ALONE) return await this.#finishOne();
-    const together = new Together(this.#backend);
     const losses = await Promise.all(
-      [this, ...this.#others].map((one) => one.#finishOne(together)),
+      [this, ...this.#others].map((one) => one.#finishOne()),
     );
     return losses.find((loss) => loss !== undefined);
   }
 
-  async #finishOne(together?: Together): Promise<LockLostError | undefined> {
+  async #finishOne(): Promise<LockLostError | undefined> {
     await this.#releasing?.catch(() => {});
     const keeper = this.#keeper;
     const loss = keeper?.loss;
@@ -959,7 +956,7 @@ export class DistributedLock implements AsyncDisposable {
       return loss;
     }
     try {
-      return await this.#free((_, loss) => loss, together);
+      return await this.#free((_, loss) => loss);
     } catch {
       this.#backend.discard(this.#claim);
     }
@@ -1066,30 +1063,6 @@ export class DistributedLock implements AsyncDisposable {
       this.key,
       `The lock "${this.key}" is not held: ${why}`,
     );
-  }
-}
-
-/** Releases what it is given in one moment by as few commands as will do. */
-class Together {
-  readonly #backend: Backend;
-  #holds: Claim[] = [];
-  #sent: Promise<readonly Promise<Verdict>[]> | undefined;
-
-  constructor(backend: Backend) {
-    this.#backend = backend;
-  }
-
-  release(claim: Claim): Promise<Verdict> {
-    const { releaseAll } = this.#backend;
-    if (releaseAll === undefined) return this.#backend.release(claim);
-    const at = this.#holds.push(claim) - 1;
-    this.#sent ??= Promise.resolve().then(() => {
-      const holds = this.#holds;
-      this.#holds = [];
-      this.#sent = undefined;
-      return releaseAll(holds);
-    });
-    return this.#sent.then((verdicts) => verdicts[at]);
   }
 }
 

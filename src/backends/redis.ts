@@ -27,6 +27,8 @@ import {
 import { afterwards, systemClock } from "../core/clock.ts";
 import { isPassing, LockBackendError } from "../core/errors.ts";
 import type { LockEvent } from "../core/events.ts";
+import { Departures, insist, releaseAlone } from "./departures.ts";
+import { failure, mayBeDone } from "./failure.ts";
 import { Inbox } from "./inbox.ts";
 import {
   ACQUIRE_ALL,
@@ -44,9 +46,6 @@ import {
   prepare,
   RAISE_FENCE,
   refusal,
-  RELEASE,
-  RELEASE_ALL,
-  RELEASE_ALONE,
   RELEASE_PLAIN,
   RELEASE_TELLING,
   REMIND,
@@ -73,9 +72,6 @@ const CLEAN_UP_LAST_MS = 200;
 
 /** How long to listen on when nobody waits over a quorum any more. */
 const IDLE_MS = 1_000;
-
-/** For how long to try again to release, where the server isn't ready for it. */
-const RELEASE_MS = 1_000;
 
 /**
  * How long after somebody else was called to remind them, unless the lock was
@@ -115,8 +111,8 @@ export class RedisBackend implements Backend {
   readonly tryAcquireAll: Backend["tryAcquireAll"];
   /** In a Cluster, where one script may touch one slot only. */
   readonly areTogether: Backend["areTogether"];
-  /** Not in a Cluster, for the same reason. */
-  readonly releaseAll: Backend["releaseAll"];
+  /** Not for a double, as above. */
+  readonly #departures: Departures | undefined;
   readonly #port: Port;
   #isServer: Promise<Line | undefined> | undefined;
   /** Calls off the cleaning up after an owner and key. Empty but after failures. */
@@ -138,9 +134,7 @@ export class RedisBackend implements Backend {
     if (port.get === undefined) {
       this.tryAcquireAll = (claims, isFenced) =>
         this.#tryAcquireAll(claims, isFenced);
-      if (!port.isCluster) {
-        this.releaseAll = (holds) => this.#releaseAll(holds);
-      }
+      this.#departures = new Departures(port);
     }
     if (port.isCluster) {
       // By the tag, and not by the slot: the client may put a prefix before it.
@@ -184,6 +178,7 @@ export class RedisBackend implements Backend {
     const port = this.#port;
     // An owner that tries again wants to hold what was to be cleaned away.
     if (this.#cleaning.size > 0) this.#cleaning.get(owner + key)?.();
+    this.#departures?.before(key);
     const connection = port.connection?.();
     const failed = (cause: unknown): never => {
       throw this.#acquireFailure(claim, cause, connection);
@@ -231,6 +226,7 @@ export class RedisBackend implements Backend {
   async #attempt<T>(claim: Claim, ask: () => Promise<T>): Promise<T> {
     const { key, owner } = claim;
     if (this.#cleaning.size > 0) this.#cleaning.get(owner + key)?.();
+    this.#departures?.before(key);
     const connection = this.#port.connection?.();
     try {
       return await ask();
@@ -257,6 +253,7 @@ export class RedisBackend implements Backend {
     isFenced: boolean,
   ): Promise<readonly Grant[] | Refusal> {
     const tokens = isFenced ? 1 : 0;
+    for (const { key } of claims) this.#departures?.before(key);
     const connection = this.#port.connection?.();
     try {
       return await run(
@@ -393,48 +390,43 @@ export class RedisBackend implements Backend {
     const fail = (error: unknown): never => {
       throw error;
     };
-    return this.releaseThen(hold, (verdict) => verdict, fail);
+    return this.releaseThen(hold, false, (verdict) => verdict, fail);
   }
 
   // By then() rather than await, as above.
   releaseThen<T>(
     hold: Hold,
+    isFirst: boolean,
     then: (verdict: Verdict) => T,
     fail: (error: unknown) => never,
   ): Promise<T> {
-    const { key, owner } = hold;
     const verdictOn = this.#verdictOn(hold);
-    return this.#release<T>(key, owner, (answer) => {
+    return this.#release<T>(hold, isFirst, (answer) => {
       const verdict = verdictOn(answer);
       return typeof verdict === "string"
         ? then(verdict)
         : verdict.then(then, fail);
     }, (cause) => {
       const again = () =>
-        this.#release(key, owner, verdictOn, (cause) => {
-          throw failure("release", key, cause);
+        this.#release(hold, false, verdictOn, (cause) => {
+          throw failure("release", hold.key, cause);
         });
-      return insist(failure("release", key, cause), again)
+      return insist(failure("release", hold.key, cause), again)
         .catch((error) => releaseAlone(this.#port, hold, error))
         .then(then, fail);
     });
   }
 
-  #releaseAll(holds: readonly Hold[]): readonly Promise<Verdict>[] {
-    const verdicts = run(
-      this.#port,
-      RELEASE_ALL,
-      holds.flatMap(({ key }) => [key, companion(key, "line")]),
-      holds.map(({ owner }) => owner),
-    );
-    return holds.map((hold, i) => {
-      const verdictOn = this.#verdictOn(hold);
-      return verdicts.then((all) => verdictOn(all[i]), (cause) => {
-        const error = failure("release", hold.key, cause);
-        if (isPassing(error)) return this.release(hold);
-        throw error;
-      });
-    });
+  #release<T>(
+    { key, owner }: Hold,
+    isFirst: boolean,
+    then: (verdict: Verdict | "wanted") => T | Promise<T>,
+    fail: (cause: unknown) => T | Promise<T>,
+  ): Promise<T> {
+    const line = companion(key, "line");
+    return this.#departures === undefined
+      ? runThen(this.#port, RELEASE_PLAIN, [key], [owner, line], then, fail)
+      : this.#departures.add(key, line, owner, isFirst, then, fail);
   }
 
   /** What an answer to a release that is about to be sent comes to. */
@@ -450,19 +442,6 @@ export class RedisBackend implements Backend {
         // The first sending may have freed it: this answers the second.
         : "unclear";
     };
-  }
-
-  #release<T>(
-    key: string,
-    owner: string,
-    then: (verdict: Verdict | "wanted") => T | Promise<T>,
-    fail: (cause: unknown) => T | Promise<T>,
-  ): Promise<T> {
-    const line = companion(key, "line");
-    const port = this.#port;
-    return port.get === undefined
-      ? runThen(port, RELEASE, [key, line], [owner], then, fail)
-      : runThen(port, RELEASE_PLAIN, [key], [owner, line], then, fail);
   }
 
   /** Somebody stands in line for what was acquired without. */
@@ -529,7 +508,8 @@ export class RedisBackend implements Backend {
   }
 
   /** Frees the key, and takes `leaving` out of its line, until that is known. */
-  #cleanUp({ key, owner, ttlMs }: Claim, leaving: string): void {
+  #cleanUp(claim: Claim, leaving: string): void {
+    const { key, owner, ttlMs } = claim;
     const clock = systemClock;
     // Several keys may have one owner.
     const name = owner + key;
@@ -550,7 +530,7 @@ export class RedisBackend implements Backend {
         const fail = (cause: unknown): never => {
           throw cause;
         };
-        const verdict = await this.#release(key, owner, (it) => it, fail);
+        const verdict = await this.#release(claim, false, (it) => it, fail);
         if (verdict !== "wanted") return;
       }
       const args = [owner, "", "", leaving] as const;
@@ -881,68 +861,6 @@ function isOther({ key }: Wish, _: number, all: readonly Wish[]): boolean {
   return key !== all[0].key;
 }
 
-/** Releases after `error` as long as the server isn't ready for it: for a while,
- * as somebody waits for the answer. */
-async function insist<T>(
-  error: LockBackendError,
-  release: () => Promise<T>,
-): Promise<T> {
-  const clock = systemClock;
-  const until = clock.now() + RELEASE_MS;
-  let pauseMs = CLEAN_UP_FIRST_MS;
-  while (isPassing(error) && clock.now() < until) {
-    await new Promise<void>((go) => clock.setTimer(go, pauseMs, true));
-    pauseMs = Math.min(pauseMs * 2, CLEAN_UP_LAST_MS);
-    try {
-      return await release();
-    } catch (again) {
-      error = again as LockBackendError;
-    }
-  }
-  throw error;
-}
-
-/**
- * A slot of a Cluster that is between two masters refuses scripts of several
- * keys, and where somebody has left it so, for good. Then the lock is freed
- * without a look at its line: who stands there asks, as after any failure.
- *
- * @throws {LockBackendError} `error`, where it is about anything else.
- */
-async function releaseAlone(
-  port: Port,
-  { key, owner }: Hold,
-  error: LockBackendError,
-): Promise<Verdict> {
-  // ioredis tells what it has met last on its way between the two.
-  if (!/^(TRYAGAIN|MOVED|ASK)$/.test(error.reply ?? "")) throw error;
-  const release = () =>
-    run(port, RELEASE_ALONE, [key], [owner]).catch((cause) => {
-      throw failure("release", key, cause);
-    });
-  // Not every client finds its way at once while the slot is handed over.
-  return await release().catch((error) => insist(error, release));
-}
-
-/**
- * Whether what was asked may be done all the same: there is no word from the
- * server, or maybe one about the second sending only.
- */
-function mayBeDone(
-  port: Port,
-  { reply, cause }: LockBackendError,
-  connection: unknown,
-): boolean {
-  return reply === undefined || connection !== port.connection?.() ||
-    REDIRECTED.test(String(cause));
-}
-
-/** How the Cluster of ioredis puts it when it has tried often enough. */
-const REDIRECTED = /Too many Cluster redirections\. Last error: \w*Error: /;
-
-/** How a server before version 7 puts what a command in a script met with. */
-const IN_SCRIPT = /^ERR Error running script .*?: -/;
-
 /** A wish as it stands in line: see `handOver` in scripts.ts. */
 function memberOf({ ttlMs, tokens, owner }: Wish): string {
   return `${ttlMs} ${tokens} ${owner}`;
@@ -974,40 +892,4 @@ function companion(key: string, what: Companion): string {
 /** Whether `key` is one of those. */
 function isCompanion(key: string): boolean {
   return /\{[^}]+\}.*:(line|watch|fence|seen)$/s.test(key);
-}
-
-/** The server's own error word, if that is what `cause` is: it leads the text. */
-function replyOf(cause: unknown): string | undefined {
-  if (!(cause instanceof Error) || "errno" in cause) return undefined;
-  const text = cause.message.replace(REDIRECTED, "").replace(IN_SCRIPT, "");
-  return /^([A-Z]{2,}[A-Z0-9]*) /.exec(text)?.[1];
-}
-
-/** What is told of a client's or server's failure, without repeating its text. */
-function failure(
-  action: string,
-  key: string,
-  cause: unknown,
-): LockBackendError {
-  const reply = replyOf(cause);
-  const { code, name, constructor } = Object(cause) as Partial<Error> & {
-    code?: unknown;
-  };
-  // node-redis gives its errors classes, but no names.
-  const hint = typeof code === "string"
-    ? code
-    : name === "Error"
-    ? constructor?.name
-    : name;
-  const what = reply !== undefined
-    ? `the server answered ${reply}`
-    : `no answer from the server${
-      typeof hint === "string" && hint !== "Error" ? ` (${hint})` : ""
-    }`;
-  return new LockBackendError(
-    key,
-    `Cannot ${action} "${key}": ${what}`,
-    cause,
-    reply,
-  );
 }

@@ -95,22 +95,26 @@ export const RELEASE_PLAIN = define({
   ...FREE,
 });
 
-/** The same of several: a lock and a line for each owner. */
+/** The same of several: for each owner a lock, and then for each a line. */
 export const RELEASE_ALL = define({
   keys: [] as readonly string[],
   args: [] as readonly string[],
-  lua: `local verdicts = {}
+  // In three calls for all: each costs as much as all else that is done for one.
+  lua: `local count = #ARGV
+local holders = redis.call("MGET", unpack(KEYS, 1, count))
+local areWanted = redis.call("EXISTS", unpack(KEYS, count + 1)) > 0
+local verdicts, ours = {}, {}
 for i, owner in ipairs(ARGV) do
-  local lock = KEYS[2 * i - 1]
-  local now = redis.pcall("GET", lock)
-  if now ~= owner then
-    verdicts[i] = now and -1 or 0
-  elseif redis.call("EXISTS", KEYS[2 * i]) == 1 then
+  if holders[i] ~= owner then
+    verdicts[i] = holders[i] and -1 or -redis.call("EXISTS", KEYS[i])
+  elseif areWanted and redis.call("EXISTS", KEYS[count + i]) == 1 then
     verdicts[i] = 2
   else
-    verdicts[i] = redis.call("DEL", lock)
+    verdicts[i] = 1
+    ours[#ours + 1] = KEYS[i]
   end
 end
+if #ours > 0 then redis.call("DEL", unpack(ours)) end
 return verdicts`,
   decode: (reply) => (reply as unknown[]).map(FREE.decode),
 });

@@ -155,16 +155,23 @@ export interface Backend {
   prolong?(hold: Hold, byMs: number): Promise<Standing>;
   /** Makes the hold that of another owner, for as long as it would last. */
   rename?(hold: Hold, owner: string): Promise<Verdict>;
-  /** Frees the key, if it is still ours; who stands in line for it is next. */
+  /**
+   * Frees the key, if it is still ours; who stands in line for it is next. Those
+   * of one moment may go in one command: no attempt to acquire it that
+   * comes after that overtakes it.
+   */
   release(hold: Hold): Promise<Verdict>;
-  /** The same, and `then` or `fail`: see `tryAcquireThen()`. */
+  /**
+   * The same, and `then` or `fail`: see `tryAcquireThen()`.
+   *
+   * @param isFirst Whether others will follow in this moment.
+   */
   releaseThen?<T>(
     hold: Hold,
+    isFirst: boolean,
     then: (verdict: Verdict) => T,
     fail: (error: unknown) => never,
   ): Promise<T>;
-  /** The same of several keys, with one command where nobody wants them. */
-  releaseAll?(holds: readonly Hold[]): readonly Promise<Verdict>[];
   /**
    * Frees the key in the background, for a hold of which nobody knows whether
    * it came about: tried again until it is known to be gone or has expired.

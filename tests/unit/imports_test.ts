@@ -31,8 +31,12 @@ const RULES: [from: RegExp, allowed: RegExp][] = [
   [/^src\/clients\//, /^src\/(core\/|clients\/port\.ts$)/],
   // The helpers first: they serve one neighbour, and know at most a helper of it.
   [
-    /^src\/backends\/(scripts|slots|quorum)\.ts$/,
+    /^src\/backends\/(scripts|slots|failure|quorum)\.ts$/,
     /^src\/(core\/|clients\/port\.ts$)/,
+  ],
+  [
+    /^src\/backends\/departures\.ts$/,
+    /^src\/(core\/|clients\/port\.ts$|backends\/(scripts|failure)\.ts$)/,
   ],
   [
     /^src\/backends\/quorum_watch\.ts$/,
@@ -40,7 +44,7 @@ const RULES: [from: RegExp, allowed: RegExp][] = [
   ],
   [
     /^src\/backends\/redis\.ts$/,
-    /^src\/(core\/|clients\/port\.ts$|backends\/(scripts|slots|inbox)\.ts$)/,
+    /^src\/(core\/|clients\/port\.ts$|backends\/(scripts|slots|inbox|departures|failure)\.ts$)/,
   ],
   [
     /^src\/backends\/inbox\.ts$/,

@@ -1,0 +1,179 @@
+/**
+ * How locks are given back: all those of one moment together, by as few commands
+ * as will do. A program with hundreds of locks releases many at a time, and most
+ * of what each costs is the command, for the client as for the server.
+ *
+ * A moment is what is left of this turn of the event loop's microtasks: nothing
+ * waits any longer. Where one lock was released in the last of them, the next
+ * goes at once: to be gathered alone would only cost.
+ */
+
+import type { Port } from "../clients/port.ts";
+import type { Hold, Verdict } from "../core/backend.ts";
+import { systemClock } from "../core/clock.ts";
+import { isPassing, type LockBackendError } from "../core/errors.ts";
+import { failure } from "./failure.ts";
+import {
+  RELEASE,
+  RELEASE_ALL,
+  RELEASE_ALONE,
+  run,
+  runThen,
+} from "./scripts.ts";
+
+/** How many go into one command: a script holds everybody else up. */
+const MOST_AT_ONCE = 100;
+
+/** For how long to try again to release, where the server isn't ready for it. */
+const RELEASE_MS = 1_000;
+/** Between two tries, at first and at most. */
+const PAUSE_FIRST_MS = 10;
+const PAUSE_LAST_MS = 200;
+
+const settled = Promise.resolve();
+
+/** A release that is about to be sent. */
+interface Departure {
+  readonly key: string;
+  readonly line: string;
+  readonly owner: string;
+  then(verdict: Verdict | "wanted"): void;
+  fail(cause: unknown): void;
+}
+
+/** The releases of one moment. */
+export class Departures {
+  readonly #port: Port;
+  /** By key, in order. */
+  #gathered = new Map<string, Departure>();
+  /** How many there are in this moment, and were in the last. */
+  #count = 0;
+  #lately = 1;
+  /** Whether each has to go by itself. */
+  #areApart: boolean;
+
+  constructor(port: Port) {
+    this.#port = port;
+    this.#areApart = port.isCluster ?? false;
+  }
+
+  /**
+   * Releases the lock `key` of `owner` unless somebody stands in `line`, and
+   * then `then` or `fail`.
+   *
+   * @param isFirst Whether more will come in this moment.
+   */
+  add<T>(
+    key: string,
+    line: string,
+    owner: string,
+    isFirst: boolean,
+    then: (verdict: Verdict | "wanted") => T | Promise<T>,
+    fail: (cause: unknown) => T | Promise<T>,
+  ): Promise<T> {
+    if (++this.#count === 1) {
+      void settled.then(this.#leave);
+      if (this.#lately === 1 && !isFirst) {
+        return runThen(this.#port, RELEASE, [key, line], [owner], then, fail);
+      }
+    }
+    this.before(key);
+    return new Promise((resolve: (verdict: Verdict | "wanted") => void, fail) =>
+      this.#gathered.set(key, { key, line, owner, then: resolve, fail })
+    ).then(then, fail);
+  }
+
+  /** What is sent next is about `key`: a release of it has to go before that. */
+  before(key: string): void {
+    if (this.#gathered.size > 0 && this.#gathered.has(key)) this.#send();
+  }
+
+  readonly #leave = (): void => {
+    this.#lately = this.#count;
+    this.#count = 0;
+    if (this.#gathered.size > 0) this.#send();
+  };
+
+  #send(): void {
+    const all = [...this.#gathered.values()];
+    this.#gathered = new Map();
+    const most = this.#areApart ? 1 : MOST_AT_ONCE;
+    for (let i = 0; i < all.length; i += most) {
+      void this.#sendTogether(all.slice(i, i + most));
+    }
+  }
+
+  async #sendTogether(all: readonly Departure[]): Promise<void> {
+    if (all.length === 1) return this.#sendAlone(all[0]);
+    const locks = all.map(({ key }) => key);
+    const lines = all.map(({ line }) => line);
+    const owners = all.map(({ owner }) => owner);
+    try {
+      const keys = [...locks, ...lines];
+      const verdicts = await run(this.#port, RELEASE_ALL, keys, owners);
+      for (const [i, { then }] of all.entries()) then(verdicts[i]);
+    } catch (cause) {
+      const error = failure("release", all[0].key, cause);
+      const { reply } = error;
+      if (reply === undefined || isPassing(error)) {
+        for (const { fail } of all) fail(cause);
+        return;
+      }
+      // It is about one of them, such as a key that we have no right to; or about
+      // all, as with a Cluster behind a client that does not look like one.
+      this.#areApart = true;
+      for (const one of all) void this.#sendAlone(one);
+    }
+  }
+
+  async #sendAlone({ key, line, owner, then, fail }: Departure): Promise<void> {
+    try {
+      then(await run(this.#port, RELEASE, [key, line], [owner]));
+    } catch (cause) {
+      fail(cause);
+    }
+  }
+}
+
+/** Releases after `error` as long as the server isn't ready for it: for a while,
+ * as somebody waits for the answer. */
+export async function insist<T>(
+  error: LockBackendError,
+  release: () => Promise<T>,
+): Promise<T> {
+  const clock = systemClock;
+  const until = clock.now() + RELEASE_MS;
+  let pauseMs = PAUSE_FIRST_MS;
+  while (isPassing(error) && clock.now() < until) {
+    await new Promise<void>((go) => clock.setTimer(go, pauseMs, true));
+    pauseMs = Math.min(pauseMs * 2, PAUSE_LAST_MS);
+    try {
+      return await release();
+    } catch (again) {
+      error = again as LockBackendError;
+    }
+  }
+  throw error;
+}
+
+/**
+ * A slot of a Cluster that is between two masters refuses scripts of several
+ * keys, and where somebody has left it so, for good. Then the lock is freed
+ * without a look at its line: who stands there asks, as after any failure.
+ *
+ * @throws {LockBackendError} `error`, where it is about anything else.
+ */
+export async function releaseAlone(
+  port: Port,
+  { key, owner }: Hold,
+  error: LockBackendError,
+): Promise<Verdict> {
+  // ioredis tells what it has met last on its way between the two.
+  if (!/^(TRYAGAIN|MOVED|ASK)$/.test(error.reply ?? "")) throw error;
+  const release = () =>
+    run(port, RELEASE_ALONE, [key], [owner]).catch((cause) => {
+      throw failure("release", key, cause);
+    });
+  // Not every client finds its way at once while the slot is handed over.
+  return await release().catch((error) => insist(error, release));
+}
