@@ -64,7 +64,8 @@ for (const { name, open } of kinds) {
     // No patience, some, and enough.
     const words: (string | undefined)[] = [];
     for (const waitMs of [0, 150]) {
-      const options = { waitMs, throwOnFail: false } as const;
+      // Should it have had no answer, it is cleaned up after for this long.
+      const options = { ttl: 3, waitMs, throwOnFail: false } as const;
       const error = await assertRejects(
         () => acquireLock(there.client, `${key}:other`, options),
         LockBackendError,
