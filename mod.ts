@@ -35,7 +35,10 @@ export {
   type LockWaiter,
 } from "./src/inspect.ts";
 export { lockKey } from "./src/core/keys.ts";
-export type { LockOptions } from "./src/core/options.ts";
+export type {
+  DistributedLockOptions,
+  LockOptions,
+} from "./src/core/options.ts";
 export {
   LockBackendError,
   LockError,
@@ -58,7 +61,12 @@ export type {
   ReleaseFailedEvent,
   WaitingEvent,
 } from "./src/core/events.ts";
-export { type LockTarget, redis, redlock } from "./src/connect.ts";
+export {
+  type LockTarget,
+  redis,
+  type RedisClient,
+  redlock,
+} from "./src/connect.ts";
 export type { RedisOptions } from "./src/backends/redis.ts";
 export type { RedlockOptions } from "./src/backends/redlock.ts";
 export type {

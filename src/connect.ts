@@ -11,7 +11,14 @@ import { nodeRedis, type NodeRedisClient } from "./clients/node_redis.ts";
 import type { Port } from "./clients/port.ts";
 import { upstash, type UpstashClient } from "./clients/upstash.ts";
 import { type Backend, isBackend } from "./core/backend.ts";
-import { kindOf, outOfRange, wrongType } from "./core/options.ts";
+import {
+  checkObserver,
+  checkOptions,
+  isClass,
+  kindOf,
+  outOfRange,
+  wrongType,
+} from "./core/options.ts";
 
 export type { RedlockOptions as QuorumOptions };
 
@@ -28,6 +35,9 @@ export type LockTarget =
   | CommandFunction
   | MinimalClient
   | Backend;
+
+/** {@linkcode LockTarget} by the name that it had at first. */
+export type RedisClient = LockTarget;
 
 /** One backend for each client, for as long as the client is around. */
 const known = new WeakMap<object, Backend>();
@@ -66,14 +76,16 @@ export function redis(
 ): Backend {
   const port = portOf(client);
   if (port === undefined) return notATarget("`client`", client);
+  const action = "set up a backend";
+  checkOptions(action, options, new Set(["onEvent"]));
   const { onEvent } = options;
-  if (onEvent !== undefined && typeof onEvent !== "function") {
-    wrongType("set up a backend", "onEvent must be a function", onEvent);
-  }
+  checkObserver(action, onEvent);
   const backend = new RedisBackend(port, { onEvent });
   clients.set(backend, client);
   return backend;
 }
+
+const QUORUM_OPTIONS = new Set(["serverTimeoutMs", "onEvent"]);
 
 /** With fewer none can be missing, and one alone does as well. */
 const FEWEST_SERVERS = 3;
@@ -135,9 +147,7 @@ export function quorumOf(
     const rule = `there must be at least ${fewest} servers`;
     outOfRange(action, rule, targets.length);
   }
-  if (typeof options !== "object" || options === null) {
-    wrongType(action, "options must be an object", options);
-  }
+  checkOptions(action, options, QUORUM_OPTIONS);
   const { serverTimeoutMs, onEvent } = options;
   if (serverTimeoutMs !== undefined) {
     if (typeof serverTimeoutMs !== "number") {
@@ -147,9 +157,7 @@ export function quorumOf(
       outOfRange(action, "serverTimeoutMs must be > 0", serverTimeoutMs);
     }
   }
-  if (onEvent !== undefined && typeof onEvent !== "function") {
-    wrongType(action, "onEvent must be a function", onEvent);
-  }
+  checkObserver(action, onEvent);
   const seen = new Map<object, number>();
   const members = Array.from(targets, (target: LockTarget, index) => {
     const member = connect(target);
@@ -160,7 +168,8 @@ export function quorumOf(
     const server = clients.get(member) ?? member;
     const other = seen.get(server);
     if (other !== undefined) {
-      const rule = `each server must come once, and ${number} is ${other}`;
+      const rule = "each server must come once, and server " +
+        `${number} is server ${other}`;
       outOfRange(action, rule, target);
     }
     seen.set(server, number);
@@ -179,16 +188,16 @@ function isOwn(on: unknown): on is Backend {
 }
 
 /**
- * The backend for `on`.
+ * The backend for `on`, or for what a face of an older API calls otherwise.
  *
  * @throws {TypeError} It is nothing that a lock can live on.
  */
-export function connect(on: LockTarget): Backend {
+export function connect(on: LockTarget, name = "on"): Backend {
   const seen = known.get(on);
   if (seen !== undefined) return seen;
   if (isOwn(on)) return on;
   const port = portOf(on);
-  if (port === undefined) return notATarget("`on`", on);
+  if (port === undefined) return notATarget(`\`${name}\``, on);
   const backend = new RedisBackend(port);
   known.set(on, backend);
   clients.set(backend, on);
@@ -202,7 +211,7 @@ function notATarget(name: string, value: unknown): never {
     `${name} must be a client (ioredis, node-redis, @upstash/redis, Valkey ` +
       "GLIDE or Bun's RedisClient), a function that sends a command, an object " +
       "with set, get, del and eval in the style of ioredis, or a backend such " +
-      "as memory()",
+      `as memory()${Array.isArray(value) ? " or, of several, redlock()" : ""}`,
     value,
     kindOf(value),
   );
@@ -215,9 +224,7 @@ function notATarget(name: string, value: unknown): never {
 function portOf(on: unknown): Port | undefined {
   if (typeof on === "function") {
     // A class is what a client is made by.
-    return /^class\b/.test(Function.prototype.toString.call(on))
-      ? undefined
-      : commandFunction(on as CommandFunction);
+    return isClass(on) ? undefined : commandFunction(on as CommandFunction);
   }
   if (typeof on !== "object" || on === null) return undefined;
   const client = on as Record<string, unknown>;

@@ -64,8 +64,8 @@ export const lockChannels: {
  * look. A subscriber that throws breaks no lock, and no other subscriber: its
  * error surfaces as an uncaught exception.
  *
- * @returns What a backend takes as its `onEvent`; any number of backends may
- * share it.
+ * @returns What a backend takes as its `onEvent`: `diagnostics()`, and not the
+ * function by itself. Any number of backends may share it.
  *
  * @example Who waits for whom
  * ```ts

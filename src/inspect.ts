@@ -5,6 +5,7 @@ import type { Backend, Standee } from "./core/backend.ts";
 import { isOurs, labelOf } from "./core/keys.ts";
 import {
   checkKey,
+  checkOptions,
   kindOf,
   outOfRange,
   readTtl,
@@ -82,7 +83,7 @@ export async function inspectLock(
 ): Promise<LockInfo> {
   const action = "inspect a lock";
   checkKey(action, key);
-  const backend = able(connect(on), "inspect", action);
+  const backend = able(connect(on), "inspect", action, INSPECTED);
   const entry = await backend.inspect(key);
   const { owner, leftMs, heldMs, fencingToken, waiting, line } = entry;
   const info: LockInfo = { key, held: owner !== undefined };
@@ -139,7 +140,7 @@ export async function* listLocks(
     wrongType(action, "pattern must be a string", pattern);
   }
   if (pattern === "") outOfRange(action, "pattern must not be empty", pattern);
-  const backend = able(connect(on), "scan", action);
+  const backend = able(connect(on), "scan", action, SCANNED);
   const seen = new Set<string>();
   for await (const key of backend.scan(pattern)) {
     if (seen.has(key)) continue;
@@ -151,9 +152,9 @@ export async function* listLocks(
 
 /**
  * Frees a lock whoever holds it, for the next in line. A holder that once waited
- * for it and can be called is told at once; any other learns of it with its
- * next renewal at the latest, and may go on until then: for a holder that is
- * known to be gone, or wrong.
+ * for it and can be called is told at once; one that is renewed, with its next
+ * renewal; any other when it extends or releases it. Until then it may go on,
+ * and two hold the lock: for a holder that is known to be gone, or wrong.
  *
  * @param on Where the lock lives; see {@linkcode acquireLock}.
  * @param key What to free.
@@ -179,7 +180,8 @@ export async function forceRelease(
 ): Promise<boolean> {
   const action = "free a lock";
   checkKey(action, key);
-  return await able(connect(on), "forceRelease", action).forceRelease(key);
+  const backend = able(connect(on), "forceRelease", action, INSPECTED);
+  return await backend.forceRelease(key);
 }
 
 /** How {@linkcode fencedSet} writes. */
@@ -196,7 +198,7 @@ export interface FencedSetOptions {
  * written before: the resource's half of fencing, for one that lives on the
  * same server. Checked and written in one step.
  *
- * The newest token is remembered beside `key`, as `key:seen`, as long as the
+ * The newest token is remembered beside `key`, as `{key}:seen`, as long as the
  * value. All writers of a key have to write like this.
  *
  * @param on Where to write; see {@linkcode acquireLock}.
@@ -233,25 +235,32 @@ export async function fencedSet(
   if (typeof value !== "string") {
     wrongType(action, "value must be a string", value, kindOf(value));
   }
+  const rule = "fencingToken must be a positive safe integer";
+  if (typeof fencingToken !== "number") wrongType(action, rule, fencingToken);
   if (!Number.isSafeInteger(fencingToken) || fencingToken < 1) {
-    const rule = "fencingToken must be a positive safe integer";
-    wrongType(action, rule, fencingToken);
+    outOfRange(action, rule, fencingToken);
   }
+  checkOptions(action, options, new Set(["ttl"]));
   const { ttl } = options;
   const ttlMs = ttl === undefined ? undefined : readTtl(action, ttl);
-  const backend = able(connect(on), "writeFenced", action);
+  const backend = able(connect(on), "writeFenced", action, FENCED);
   return await backend.writeFenced({ key, value, fencingToken, ttlMs });
 }
+
+/** Where that can be done. */
+const INSPECTED = "a client, or a backend that can be looked into";
+const SCANNED = "a client that can SCAN";
+const FENCED = "one server, and no quorum";
 
 /** `backend`, which has `member`, or a sentence that it has not. */
 function able<Member extends keyof Backend>(
   backend: Backend,
   member: Member,
   action: string,
+  what: string,
 ): Backend & Required<Pick<Backend, Member>> {
   if (backend[member] === undefined) {
-    const rule = `that takes a client or backend with ${member}`;
-    wrongType(action, rule, backend, `${backend.name} without it`);
+    wrongType(action, `\`on\` must be ${what}`, backend, backend.name);
   }
   return backend as Backend & Required<Pick<Backend, Member>>;
 }

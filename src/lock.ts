@@ -353,7 +353,10 @@ function telling<T>(
  * `throwOnFail` is `false`; then `fn` was not called.
  * @throws {LockNotAcquiredError} Somebody else has it; `fn` was not called.
  * @throws {LockBackendError} The server could not be asked; `fn` was not called.
+ * @throws {LockReplicationError} Fewer than `replicas` have confirmed it; `fn`
+ * was not called.
  * @throws {LockLostError} `fn` succeeded, but the lock was lost on the way.
+ * @throws The reason of `signal`, if that aborted before there was a lock.
  * @throws {TypeError | RangeError} An argument is bad; nothing was sent.
  *
  * @example

@@ -31,6 +31,7 @@ import {
 import { askBurst, type Burst, joinBurst } from "../core/bursts.ts";
 import { afterwards, type Clock, systemClock } from "../core/clock.ts";
 import type { LockEvent } from "../core/events.ts";
+import { checkObserver, checkOptions } from "../core/options.ts";
 
 export type { Backend, Clock, LockEvent };
 
@@ -46,6 +47,8 @@ export interface MemoryOptions {
  * A backend without a server. Each call makes a world of its own: locks
  * exclude each other where they were given the same one.
  *
+ * @throws {TypeError} An option is bad, or none that there is.
+ *
  * @example
  * ```ts
  * import { acquireLock } from "@dreamer/utils/lock";
@@ -59,6 +62,9 @@ export interface MemoryOptions {
  * ```
  */
 export function memory(options: MemoryOptions = {}): Backend {
+  const action = "set up a backend";
+  checkOptions(action, options, new Set(["clock", "onEvent"]));
+  checkObserver(action, options.onEvent);
   return new MemoryBackend(options);
 }
 

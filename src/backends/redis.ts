@@ -27,6 +27,7 @@ import {
 import { afterwards, systemClock } from "../core/clock.ts";
 import { isPassing, LockBackendError } from "../core/errors.ts";
 import type { LockEvent } from "../core/events.ts";
+import { kindOf } from "../core/options.ts";
 import { Departures, insist, releaseAlone } from "./departures.ts";
 import { failure, mayBeDone } from "./failure.ts";
 import { Inbox } from "./inbox.ts";
@@ -198,18 +199,20 @@ export class RedisBackend implements Backend {
       if (reply === null || reply === undefined) {
         return this.#whyRefused(key, owner).catch(failed).then(then);
       }
-      return this.#notAReply(claim);
+      return this.#notAReply(claim, reply);
     }, failed);
   }
 
-  #notAReply(claim: Claim): never {
+  #notAReply(claim: Claim, reply: unknown): never {
     const { key } = claim;
     // QUEUED, within somebody's MULTI, or no answer of Redis at all: it may
     // yet be written.
     this.discard(claim);
     throw new LockBackendError(
       key,
-      `Cannot acquire "${key}": the client's answer to SET was neither "OK" nor null`,
+      `Cannot acquire "${key}": the client's answer to SET was ${
+        kindOf(reply)
+      }, and neither "OK" nor null`,
     );
   }
 

@@ -29,6 +29,7 @@ import {
   LockNotAcquiredError,
 } from "../core/errors.ts";
 import {
+  checkOptions,
   kindOf,
   type LockOptions as CoreOptions,
   outOfRange,
@@ -272,9 +273,7 @@ export class RedisMutex extends DistributedLock implements AsyncDisposable {
   constructor(options: RedisMutexLockOptions) {
     super();
     const action = "make a mutex";
-    if (typeof options !== "object" || options === null) {
-      wrongType(action, "options must be an object", options, kindOf(options));
-    }
+    checkOptions(action, options);
     const { client, Redis, fifo } = options;
     const { lockPrefix = "@trellisorg/distributed-lock" } = options;
     const { lockTimeout = 10_000, retryOptions } = options;
@@ -413,9 +412,7 @@ export class RedisMutex extends DistributedLock implements AsyncDisposable {
     options: LockOptions,
   ): Wish {
     const resources = readResources(action, names);
-    if (typeof options !== "object" || options === null) {
-      wrongType(action, "options must be an object", options, kindOf(options));
-    }
+    checkOptions(action, options);
     const { lockTimeout = this.#lockTimeout, retryOptions } = options;
     const waitMs = retryOptions === undefined
       ? this.#waitMs

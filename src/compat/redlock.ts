@@ -169,6 +169,7 @@ export class Redlock {
       const expected = "non-empty array of Redis clients";
       throw new InvalidParameterError("redisClients", redisClients, expected);
     }
+    checkObject("options", options);
     const { driftFactor = 0.01, automaticExtensionThreshold } = options;
     const { retryDelayMs = 200, retryJitterMs = 100, maxRetryAttempts = 3 } =
       options;
@@ -239,6 +240,7 @@ export class Redlock {
     }
     checkKeys(keys);
     checkMs("ttlMs", ttlMs);
+    checkObject("options", options);
     checkThreshold("extensionThresholdMs", options.extensionThresholdMs);
     const name = typeof keys === "string" ? keys : `[${keys.join(", ")}]`;
     const errorMessage = `Failed to acquire lock for resource: ${name}`;
@@ -448,6 +450,11 @@ function checkKeys(keys: unknown): void {
 function checkMs(name: string, ms: unknown): void {
   if (Number.isSafeInteger(ms) && ms as number > 0) return;
   throw new InvalidParameterError(name, ms, "positive integer");
+}
+
+function checkObject(name: string, value: unknown): void {
+  if (typeof value === "object" && value !== null) return;
+  throw new InvalidParameterError(name, value, "object");
 }
 
 function checkThreshold(name: string, ms: unknown): void {

@@ -21,7 +21,12 @@ import { connect, type LockTarget } from "../connect.ts";
 import type { Backend } from "../core/backend.ts";
 import { callInBurst } from "../core/bursts.ts";
 import { LockLostError } from "../core/errors.ts";
-import { checkKey, outOfRange, wrongType } from "../core/options.ts";
+import {
+  checkKey,
+  checkOptions,
+  outOfRange,
+  wrongType,
+} from "../core/options.ts";
 import { type DistributedLock, prolong, rename, take } from "../lock.ts";
 
 export type { LockTarget };
@@ -105,11 +110,12 @@ export class Lock {
    * @throws {TypeError | RangeError} The configuration is bad.
    */
   constructor(config: LockCreateConfig) {
-    const { id, redis, lease, retry } = config;
     const action = "make a lock";
-    checkKey(action, id);
+    checkOptions(action, config);
+    const { id, redis, lease, retry } = config;
+    checkKey(action, id, "id");
     this.#id = id;
-    this.#backend = connect(redis);
+    this.#backend = connect(redis, "redis");
     this.#leaseMs = readLease(action, lease, DEFAULT_LEASE_MS);
     this.#retry = readRetry(action, retry, DEFAULT_RETRY);
   }
@@ -131,6 +137,7 @@ export class Lock {
    */
   async acquire(config: LockAcquireConfig = {}): Promise<boolean> {
     const action = `acquire "${this.#id}"`;
+    checkOptions(action, config);
     const leaseMs = readLease(action, config.lease, this.#leaseMs);
     const { attempts, delay } = readRetry(action, config.retry, this.#retry);
     // As in the original, an empty one is none.
@@ -249,11 +256,12 @@ export class Debounce<Args extends unknown[] = any[]> {
    * @throws {TypeError | RangeError} The configuration is bad.
    */
   constructor(config: DebounceConfig<Args>) {
-    const { id, redis, wait = DEFAULT_WAIT_MS, callback } = config;
     const action = "debounce";
-    checkKey(action, id);
+    checkOptions(action, config);
+    const { id, redis, wait = DEFAULT_WAIT_MS, callback } = config;
+    checkKey(action, id, "id");
     this.#id = id;
-    this.#backend = connect(redis);
+    this.#backend = connect(redis, "redis");
     if (this.#backend.bursts === undefined) {
       const rule = "redis must be one server and no quorum";
       wrongType(action, rule, redis, this.#backend.name);

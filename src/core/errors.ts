@@ -9,7 +9,7 @@ export type LockErrorCode =
   | "LOCK_NOT_REPLICATED";
 
 /**
- * What every error of this library extends; a bad argument is a `TypeError` or
+ * What every error about a lock extends; a bad argument is a `TypeError` or
  * a `RangeError` instead, and an aborted wait rejects with the caller's reason.
  *
  * Thrown as itself, with the code `LOCK_NOT_HELD`, where something is asked of

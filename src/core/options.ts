@@ -43,8 +43,9 @@ export interface LockOptions {
    */
   autoExtend?: boolean;
   /**
-   * Milliseconds after which a lock ends however often it was renewed: its
-   * signal aborts with the reason `max-hold`. Default: none.
+   * Milliseconds after which a lock counts as lost however often it was renewed:
+   * its signal aborts with the reason `max-hold`, and it is renewed no more.
+   * Others get in at the release, or when the last lease is over. Default: none.
    */
   maxHoldMs?: number;
   /**
@@ -67,6 +68,9 @@ export interface LockOptions {
    */
   replicas?: number;
 }
+
+/** {@linkcode LockOptions} by the name that they had at first. */
+export type DistributedLockOptions = LockOptions;
 
 /** {@linkcode LockOptions}, checked, complete and in milliseconds. */
 export interface Settings {
@@ -137,13 +141,21 @@ function show(value: unknown): string {
     return JSON.stringify(value.length > 80 ? `${value.slice(0, 80)}…` : value);
   }
   if (typeof value === "object" && value !== null) return kindOf(value);
-  return typeof value === "function" ? "a function" : String(value);
+  if (typeof value === "bigint") return `${value}n`;
+  if (typeof value !== "function") return String(value);
+  return isClass(value) ? "a class" : "a function";
+}
+
+/** Whether it is to be called with `new`. */
+export function isClass(value: object): boolean {
+  return /^class\b/.test(Function.prototype.toString.call(value));
 }
 
 /** What kind of thing `value` is, without showing it. */
 export function kindOf(value: unknown): string {
   if (value === null || value === undefined) return String(value);
   if (Array.isArray(value)) return "an array";
+  if (typeof value === "function" && isClass(value)) return "a class";
   if (typeof value !== "object") return `a ${typeof value}`;
   const name = value.constructor?.name;
   return name && name !== "Object" ? `an object (${name})` : "an object";
@@ -172,10 +184,43 @@ export function outOfRange(
   );
 }
 
+/** Refuses options that are none, and those whose names are not in `names`. */
+export function checkOptions(
+  action: string,
+  options: unknown,
+  names?: ReadonlySet<string>,
+): void {
+  if (
+    typeof options !== "object" || options === null || Array.isArray(options)
+  ) {
+    // Its kind only: a URL in the wrong place has a password in it.
+    wrongType(action, "options must be an object", options, kindOf(options));
+  }
+  // Also what is inherited: a misspelt default is misspelt.
+  for (const name in options) {
+    if (names === undefined || names.has(name)) continue;
+    const rule = `options must be among ${[...names].join(", ")}`;
+    wrongType(action, rule, name);
+  }
+}
+
+/** Refuses an observer that can't be told anything. */
+export function checkObserver(action: string, onEvent: unknown): void {
+  if (onEvent !== undefined && typeof onEvent !== "function") {
+    wrongType(action, "onEvent must be a function", onEvent);
+  }
+}
+
 /** Refuses a key that is no key. */
-export function checkKey(action: string, key: unknown): asserts key is string {
-  if (typeof key !== "string") wrongType(action, "key must be a string", key);
-  if (key === "") outOfRange(action, "key must not be empty", key);
+export function checkKey(
+  action: string,
+  key: unknown,
+  name = "key",
+): asserts key is string {
+  if (typeof key !== "string") {
+    wrongType(action, `${name} must be a string`, key);
+  }
+  if (key === "") outOfRange(action, `${name} must not be empty`, key);
 }
 
 /**
@@ -245,19 +290,9 @@ export function readOptions(
 ): Settings {
   const defaults = isScoped ? DEFAULTS_SCOPED : DEFAULTS;
   if (options === undefined) return defaults;
-  if (
-    typeof options !== "object" || options === null || Array.isArray(options)
-  ) {
-    wrongType(action, "options must be an object", options);
-  }
-  // Also what is inherited: a misspelt default is misspelt.
-  for (const name in options) {
-    if (!NAMES.has(name)) {
-      wrongType(action, "options must have known names only", name);
-    }
-  }
+  checkOptions(action, options, NAMES);
   // Read by name, so that a getter or an inherited default is an option too.
-  const given: { [Name in keyof LockOptions]: unknown } = options;
+  const given = options as { [Name in keyof LockOptions]: unknown };
   const { ttl, signal, errorMessage, label, maxHoldMs } = given;
   const { waitMs, localTurns, throwOnFail, autoExtend, fencing } = given;
   const { replicas } = given;

@@ -391,7 +391,7 @@ test("a bad configuration is refused", () => {
       error,
       text,
     );
-  bad({ id: "" }, RangeError, "key");
+  bad({ id: "" }, RangeError, "id");
   bad({ redis: {} }, TypeError, "on");
   bad({ redis: redlock([on, memory(), memory()]) }, TypeError, "quorum");
   bad({ wait: "1" }, TypeError, "wait");

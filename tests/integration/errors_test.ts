@@ -128,6 +128,9 @@ async function unnoticed(fn: () => Promise<void>): Promise<void> {
 
 const LONG_LABEL = "x".repeat(201);
 
+const NAMES = "options must be among ttl, waitMs, signal, throwOnFail, " +
+  "errorMessage, autoExtend, maxHoldMs, localTurns, replicas, fencing, label";
+
 const badOptions: [
   options: unknown,
   kind: ErrorConstructor,
@@ -160,18 +163,18 @@ const badOptions: [
   ],
   [{ ttl: "10" }, TypeError, "ttl must be a number of seconds", '"10"'],
   [{ ttl: null }, TypeError, "ttl must be a number of seconds", "null"],
-  [{ ttl: 10n }, TypeError, "ttl must be a number of seconds", "10"],
+  [{ ttl: 10n }, TypeError, "ttl must be a number of seconds", "10n"],
   [
     { ttl: new Date(0) },
     TypeError,
     "ttl must be a number of seconds",
     "an object (Date)",
   ],
-  [{ tll: 10 }, TypeError, "options must have known names only", '"tll"'],
-  [{ TTL: 10 }, TypeError, "options must have known names only", '"TTL"'],
+  [{ tll: 10 }, TypeError, NAMES, '"tll"'],
+  [{ TTL: 10 }, TypeError, NAMES, '"TTL"'],
   [null, TypeError, "options must be an object", "null"],
-  ["ttl=10", TypeError, "options must be an object", '"ttl=10"'],
-  [10, TypeError, "options must be an object", "10"],
+  ["ttl=10", TypeError, "options must be an object", "a string"],
+  [10, TypeError, "options must be an object", "a number"],
   [{ throwOnFail: 0 }, TypeError, "throwOnFail must be a boolean", "0"],
   [
     { throwOnFail: "false" },
@@ -380,7 +383,7 @@ const noClients: [what: string, on: () => unknown, value: string][] = [
     () => Promise.resolve(open[0].client),
     "an object (Promise)",
   ],
-  ["the class of a client", () => class Redis {}, "a function"],
+  ["the class of a client", () => class Redis {}, "a class"],
   ["a Map, which has set and get", () => new Map(), "an object (Map)"],
   [
     "an Upstash client",
