@@ -32,6 +32,7 @@ import {
   type Settings,
   wrongType,
 } from "./core/options.ts";
+import { GRACE_MS } from "./core/room.ts";
 import { type Patience, wait, withPatience } from "./core/wait.ts";
 import { tell } from "./core/events.ts";
 
@@ -227,7 +228,7 @@ async function takeSeveral(
     try {
       answer = await (waitMs === 0 || isUnhurried
         ? atOnce(settings)
-        : withPatience(backend, keys[0], settings, waitMs, atOnce));
+        : withPatience(backend, keys[0], settings, waitMs + GRACE_MS, atOnce));
     } catch (error) {
       // One after the other, each is waited for until the server is ready.
       if (waitMs === 0 || !isPassing(error)) throw error;
@@ -841,6 +842,7 @@ export class DistributedLock implements AsyncDisposable {
     if (this.#others === ALONE) return this.#release();
     const locks = [this, ...this.#others];
     const all = locks.map((one) => one.#release());
+    this.#backend.flush?.();
     // All of them before one's failure is told: none is given up for another.
     return Promise.allSettled(all).then(async (outcomes) => {
       if (outcomes.some(({ status }) => status === "rejected")) {
@@ -874,18 +876,24 @@ export class DistributedLock implements AsyncDisposable {
   ): Promise<T> {
     const backend = this.#backend;
     const keeper = this.#keeper!;
-    const begunAt = backend.onEvent && clockOf(backend).now();
+    let begunAt = backend.onEvent && clockOf(backend).now();
     const heldMs = begunAt === undefined ? 0 : keeper.heldMs;
     const { turn } = keeper;
-    const lease = turn?.toPassOn(keeper);
+    let lease = turn?.toPassOn(keeper);
     if (lease !== undefined) {
       // To another of this process: the server need not know.
       this.#mayBeThere = false;
-      keeper.passOn(() => {
-        if (begunAt !== undefined) this.#tellOfRelease(heldMs, begunAt);
-        turn!.pass(keeper, lease);
-      });
-      return Promise.resolve(then("done", undefined));
+      if (begunAt !== undefined) {
+        this.#tellOfRelease(heldMs, begunAt);
+        begunAt = undefined;
+        // Whoever was told may have called off the one who was to have it.
+        lease = turn!.toPassOn(keeper);
+      }
+      if (lease !== undefined) {
+        keeper.passOn(lease);
+        return Promise.resolve(then("done", undefined));
+      }
+      this.#mayBeThere = true;
     }
     keeper.release(turn?.isFollowed);
     const done = (verdict: Verdict): T => {

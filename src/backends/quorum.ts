@@ -1,7 +1,7 @@
 /** How a majority is asked, and what it says: `redlock.ts` says about what. */
 
 import type { Backend, Verdict } from "../core/backend.ts";
-import type { Clock } from "../core/clock.ts";
+import { type Clock, whenLate } from "../core/clock.ts";
 import { LockBackendError } from "../core/errors.ts";
 
 /** How many of `count` servers have to agree: any two majorities share one. */
@@ -77,14 +77,8 @@ export function askAll<Answer, Result>(
         note(new LockBackendError(key, message), index);
       }
     };
-    // One timer for all: they are asked in the same moment. And one more turn
-    // of the event loop: after a stall its timers run before it reads what has
-    // come meanwhile.
-    if (limitMs < Infinity) {
-      callOff = clock.setTimer(() => {
-        callOff = clock.setTimer(giveUp, 0);
-      }, limitMs);
-    }
+    // One timer for all: they are asked in the same moment.
+    if (limitMs < Infinity) callOff = whenLate(clock, giveUp, limitMs);
     for (let index = 0; index < members.length; index++) {
       try {
         question.ask(members[index], index).then(

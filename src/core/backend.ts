@@ -164,7 +164,7 @@ export interface Backend {
   /**
    * The same, and `then` or `fail`: see `tryAcquireThen()`.
    *
-   * @param isFirst Whether others will follow in this moment.
+   * @param isFirst Whether others will follow in this moment, and then `flush()`.
    */
   releaseThen?<T>(
     hold: Hold,
@@ -172,6 +172,8 @@ export interface Backend {
     then: (verdict: Verdict) => T,
     fail: (error: unknown) => never,
   ): Promise<T>;
+  /** Sends the releases that it has gathered: behind the last of several. */
+  flush?(): void;
   /**
    * Frees the key in the background, for a hold of which nobody knows whether
    * it came about: tried again until it is known to be gone or has expired.

@@ -79,6 +79,28 @@ export function asking(clock: Clock): Moment {
 }
 
 /**
+ * Calls `callback` after `ms` and one more turn of the event loop: after a stall
+ * its timers run before it reads the answers that have come meanwhile.
+ *
+ * @returns A function that calls it off.
+ */
+export function whenLate(
+  clock: Clock,
+  callback: () => void,
+  ms: number,
+  isAwaited?: boolean,
+): () => void {
+  let callOff = clock.setTimer(
+    () => {
+      callOff = clock.setTimer(callback, 0, isAwaited);
+    },
+    ms,
+    isAwaited,
+  );
+  return () => callOff();
+}
+
+/**
  * What `attempt` comes to, or an error if that takes longer than `limitMs`; the
  * attempt itself can't be called back.
  */

@@ -415,11 +415,10 @@ export class Keeper {
     this.#stop(isFollowed);
   }
 
-  /** The same where the hold goes on as another's, of which `next` makes the
-   * keeper. */
-  passOn(next: () => void): void {
+  /** The same where the hold goes on as that of the next in its turn. */
+  passOn(lease: Lease): void {
     this.#isReleased = true;
-    next();
+    this.turn!.pass(this, lease);
     this.#stop();
   }
 

@@ -347,7 +347,9 @@ export function readOptions(
       ? defaults.throwOnFail
       : readBoolean(action, "throwOnFail", throwOnFail),
     errorMessage: errorMessage ?? defaults.errorMessage,
-    label,
+    // Half of a surrogate pair is another text once it was sent: then the server
+    // would call for one whom nobody here knows.
+    label: label?.replace(/\p{Surrogate}/gu, "\ufffd"),
     signal,
     autoExtend: autoExtend === undefined
       ? defaults.autoExtend

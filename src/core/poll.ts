@@ -3,7 +3,7 @@
  * is told that it is worth a try.
  */
 
-import { acquire } from "./acquire.ts";
+import { acquire, unlessAborted } from "./acquire.ts";
 import { type Backend, type Claim, clockOf, type Refusal } from "./backend.ts";
 import { isPassing, LockBackendError } from "./errors.ts";
 import type { Keeper, Terms } from "./keeper.ts";
@@ -79,21 +79,6 @@ function join(
 function alone(): ReturnType<typeof join> {
   const group: Group = { members: [], last: undefined };
   return { group, turn: undefined, leave: () => {} };
-}
-
-/** What `promise` comes to, or the signal's reason as soon as it aborts. */
-function unlessAborted<T>(
-  signal: AbortSignal,
-  promise: Promise<T>,
-): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const abort = () => reject(signal.reason);
-    if (signal.aborted) abort();
-    signal.addEventListener("abort", abort, { once: true });
-    promise.then(resolve, reject).finally(() =>
-      signal.removeEventListener("abort", abort)
-    );
-  });
 }
 
 /**

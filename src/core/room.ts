@@ -48,7 +48,7 @@ const AFTER_MS = 4;
 /** How soon after a failure to ask again. */
 const RETRY_MS = 100;
 /** How long to wait for the first answer when patience is over already. */
-const GRACE_MS = 15;
+export const GRACE_MS = 15;
 /** How often to look after attempts that have no answer. */
 const TICK_MS = 5;
 /** How long to listen on when nobody waits any more. */
@@ -350,20 +350,35 @@ export class Room {
     this.#clock.setTimer(() => {
       this.#isTicking = false;
       const now = this.#clock.now();
+      const late: Attempt[] = [];
       let isWanted = false;
-      for (const attempt of [...this.#trying.values()]) {
+      for (const attempt of this.#trying.values()) {
         if (attempt === undefined || attempt.keeper !== undefined) continue;
-        if (attempt.until > now) isWanted ||= attempt.until < Infinity;
-        else {
-          attempt.isLate = true;
-          this.#trying.set(attempt.key, undefined);
-          attempt.onLate();
-          this.follow(attempt);
-        }
+        if (attempt.until <= now) late.push(attempt);
+        else isWanted ||= attempt.until < Infinity;
+      }
+      // After a stall, what they wait for may have come and not been read yet; or
+      // a no, of which it is still to be asked for how long.
+      if (late.length > 0) {
+        const isStalled = late.some(({ until }) => now - until > GRACE_MS);
+        const ms = isStalled ? GRACE_MS : 0;
+        this.#clock.setTimer(() => this.#giveUp(late), ms);
       }
       if (isWanted) this.#tick();
       else this.#forgetTried();
     }, TICK_MS);
+  }
+
+  /** Those of the attempts that still have no answer are late. */
+  #giveUp(attempts: readonly Attempt[]): void {
+    for (const attempt of attempts) {
+      if (this.#trying.get(attempt.key) !== attempt) continue;
+      if (attempt.keeper !== undefined) continue;
+      attempt.isLate = true;
+      this.#trying.set(attempt.key, undefined);
+      attempt.onLate();
+      this.follow(attempt);
+    }
   }
 
   /**
@@ -539,8 +554,10 @@ export class Room {
     if (ticket === undefined) return;
     if (wish.ticket !== ticket) party.wish = { ...wish, ticket };
     if (hasMoved && place !== undefined && this.#backend.onEvent) {
-      const { key, label } = party;
+      const { key, label, wish } = party;
       tell(this.#backend, { type: "waiting", key, label, place, retryAfterMs });
+      // Whoever was told may have called it off.
+      if (party.wish !== wish) return;
     }
     const pauseMs = this.#pauseMs(party, retryAfterMs);
     // The more there is to be asked for, the less often.

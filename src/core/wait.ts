@@ -1,6 +1,6 @@
 /** Patience: one who waits, and where. */
 
-import { acquire, claimFor } from "./acquire.ts";
+import { acquire, claimFor, unlessAborted } from "./acquire.ts";
 import {
   type Backend,
   clockOf,
@@ -8,7 +8,7 @@ import {
   type Refusal,
   type Wanted,
 } from "./backend.ts";
-import { type Clock, within } from "./clock.ts";
+import { type Clock, whenLate } from "./clock.ts";
 import { isPassing, LockBackendError } from "./errors.ts";
 import { Keeper, type Terms } from "./keeper.ts";
 import { type PatientTerms, poll } from "./poll.ts";
@@ -54,7 +54,7 @@ export function wait<T>(
   }
   const { isUnhurried } = patience;
   const hurry = isUnhurried ? { ...patience, waitMs: Infinity } : patience;
-  return find(backend, wanted.key, hurry).then(({ line, waitMs }) => {
+  return find(backend, wanted.key, terms, hurry).then(({ line, waitMs }) => {
     const rest = isUnhurried ? patience : { ...patience, waitMs };
     return line === undefined
       ? tryAgain(backend, wanted, terms, rest).then(settle)
@@ -89,14 +89,18 @@ async function tryAgain(
 async function find(
   backend: Backend,
   key: string,
+  terms: Terms,
   { waitMs }: Patience,
 ): Promise<{ line: Line | undefined; waitMs: number }> {
   const clock = clockOf(backend);
   const until = clock.now() + waitMs;
-  const findLine = () => backend.findLine!();
-  const line = await within(clock, waitMs, findLine).catch(() => {
-    throw unanswered(key, waitMs);
-  });
+  const line = await withPatience(
+    backend,
+    key,
+    terms,
+    waitMs,
+    ({ signal }) => unlessAborted(signal, backend.findLine!()),
+  );
   return { line, waitMs: Math.max(1, until - clock.now()) };
 }
 
@@ -118,13 +122,14 @@ export async function withPatience<T>(
   attempt: (terms: PatientTerms, late: LockBackendError) => Promise<T>,
 ): Promise<T> {
   const { signal } = terms;
+  signal?.throwIfAborted();
   const end = new AbortController();
   const stop = () => end.abort(signal!.reason);
   signal?.addEventListener("abort", stop, { once: true });
   const late = unanswered(key, waitMs);
   const callOff = waitMs === Infinity
     ? () => {}
-    : clockOf(backend).setTimer(() => end.abort(late), waitMs, true);
+    : whenLate(clockOf(backend), () => end.abort(late), waitMs, true);
   try {
     return await attempt({ ...terms, signal: end.signal }, late);
   } finally {
