@@ -4,8 +4,9 @@
  * of what each costs is the command, for the client as for the server.
  *
  * A moment is what is left of this turn of the event loop's microtasks: nothing
- * waits any longer. Where one lock was released in the last of them, the next
- * goes at once: to be gathered alone would only cost.
+ * waits any longer. Only who has just released many is made to wait for that:
+ * to be gathered alone would cost, and whoever releases some locks and then, in
+ * the same breath, closes the client, means them to go before that.
  */
 
 import type { Port } from "../clients/port.ts";
@@ -14,6 +15,7 @@ import { systemClock } from "../core/clock.ts";
 import { isPassing, type LockBackendError } from "../core/errors.ts";
 import { failure } from "./failure.ts";
 import {
+  prepare,
   RELEASE,
   RELEASE_ALL,
   RELEASE_ALONE,
@@ -30,7 +32,13 @@ const RELEASE_MS = 1_000;
 const PAUSE_FIRST_MS = 10;
 const PAUSE_LAST_MS = 200;
 
+/** For how long a moment with many has the next ones gathered. */
+const BUSY_MS = 20;
+
 const settled = Promise.resolve();
+
+/** What a server says to several that it does not say to each. */
+const APART = /^(NOPERM|CROSSSLOT|ERR)$/;
 
 /** A release that is about to be sent. */
 interface Departure {
@@ -46,22 +54,27 @@ export class Departures {
   readonly #port: Port;
   /** By key, in order. */
   #gathered = new Map<string, Departure>();
-  /** How many there are in this moment, and were in the last. */
+  #isGathering = false;
+  /** How many there are in this moment. */
   #count = 0;
-  #lately = 1;
+  /** When there were many. */
+  #busyAt = -Infinity;
   /** Whether each has to go by itself. */
   #areApart: boolean;
 
   constructor(port: Port) {
     this.#port = port;
     this.#areApart = port.isCluster ?? false;
+    // Or the first release would have to wait for that.
+    void prepare(RELEASE);
+    void prepare(RELEASE_ALL);
   }
 
   /**
    * Releases the lock `key` of `owner` unless somebody stands in `line`, and
    * then `then` or `fail`.
    *
-   * @param isFirst Whether more will come in this moment.
+   * @param isFirst Whether more will come in this moment, and then `flush()`.
    */
   add<T>(
     key: string,
@@ -73,9 +86,12 @@ export class Departures {
   ): Promise<T> {
     if (++this.#count === 1) {
       void settled.then(this.#leave);
-      if (this.#lately === 1 && !isFirst) {
-        return runThen(this.#port, RELEASE, [key, line], [owner], then, fail);
-      }
+      this.#isGathering = this.#busyAt > 0 &&
+        systemClock.now() - this.#busyAt < BUSY_MS;
+    }
+    this.#isGathering ||= isFirst;
+    if (!this.#isGathering) {
+      return runThen(this.#port, RELEASE, [key, line], [owner], then, fail);
     }
     this.before(key);
     return new Promise((resolve: (verdict: Verdict | "wanted") => void, fail) =>
@@ -89,10 +105,16 @@ export class Departures {
   }
 
   readonly #leave = (): void => {
-    this.#lately = this.#count;
+    if (this.#count > 1) this.#busyAt = systemClock.now();
     this.#count = 0;
-    if (this.#gathered.size > 0) this.#send();
+    this.flush();
   };
+
+  /** Sends what has been gathered so far, and gathers no more in this moment. */
+  flush(): void {
+    this.#isGathering = false;
+    if (this.#gathered.size > 0) this.#send();
+  }
 
   #send(): void {
     const all = [...this.#gathered.values()];
@@ -111,7 +133,11 @@ export class Departures {
     try {
       const keys = [...locks, ...lines];
       const verdicts = await run(this.#port, RELEASE_ALL, keys, owners);
-      for (const [i, { then }] of all.entries()) then(verdicts[i]);
+      for (const [i, one] of all.entries()) {
+        const verdict = verdicts[i];
+        if (verdict === "no lock") void this.#sendAlone(one);
+        else one.then(verdict);
+      }
     } catch (cause) {
       const error = failure("release", all[0].key, cause);
       const { reply } = error;
@@ -121,7 +147,7 @@ export class Departures {
       }
       // It is about one of them, such as a key that we have no right to; or about
       // all, as with a Cluster behind a client that does not look like one.
-      this.#areApart = true;
+      this.#areApart ||= APART.test(reply);
       for (const one of all) void this.#sendAlone(one);
     }
   }

@@ -87,6 +87,14 @@ const REMIND_MS = 150;
 const TEST_MS = 1_000;
 const MOST_MISSED = 2;
 
+/** The cleaning up after one hold. */
+interface CleanUp {
+  /** Calls off what is still to come. */
+  finish(): void;
+  /** Settles once what was sent has been answered. */
+  underWay: Promise<void> | undefined;
+}
+
 /** Locks on the server behind `port`. */
 export class RedisBackend implements Backend {
   readonly name = "redis";
@@ -116,8 +124,8 @@ export class RedisBackend implements Backend {
   readonly #departures: Departures | undefined;
   readonly #port: Port;
   #isServer: Promise<Line | undefined> | undefined;
-  /** Calls off the cleaning up after an owner and key. Empty but after failures. */
-  readonly #cleaning = new Map<string, () => void>();
+  /** What is cleaned up, by owner and key. Empty but after failures. */
+  readonly #cleaning = new Map<string, CleanUp>();
 
   constructor(port: Port, options: RedisOptions = {}) {
     this.#port = port;
@@ -177,8 +185,12 @@ export class RedisBackend implements Backend {
   ): Promise<T> {
     const { key, owner, ttlMs } = claim;
     const port = this.#port;
-    // An owner that tries again wants to hold what was to be cleaned away.
-    if (this.#cleaning.size > 0) this.#cleaning.get(owner + key)?.();
+    if (this.#cleaning.size > 0) {
+      const cleaned = this.#callOffCleanUp(claim);
+      if (cleaned !== undefined) {
+        return cleaned.then(() => this.tryAcquireThen(claim, then));
+      }
+    }
     this.#departures?.before(key);
     const connection = port.connection?.();
     const failed = (cause: unknown): never => {
@@ -218,7 +230,7 @@ export class RedisBackend implements Backend {
 
   tryAcquireFenced(claim: Claim): Promise<Grant | Refusal> {
     const { key, owner, ttlMs } = claim;
-    const keys = [key, companion(key, "fence")] as const;
+    const keys = [key, companion(this.#port, key, "fence")] as const;
     const args = [owner, String(ttlMs)] as const;
     return this.#attempt(
       claim,
@@ -227,9 +239,8 @@ export class RedisBackend implements Backend {
   }
 
   async #attempt<T>(claim: Claim, ask: () => Promise<T>): Promise<T> {
-    const { key, owner } = claim;
-    if (this.#cleaning.size > 0) this.#cleaning.get(owner + key)?.();
-    this.#departures?.before(key);
+    if (this.#cleaning.size > 0) await this.#callOffCleanUp(claim);
+    this.#departures?.before(claim.key);
     const connection = this.#port.connection?.();
     try {
       return await ask();
@@ -243,7 +254,7 @@ export class RedisBackend implements Backend {
       return await run(
         this.#port,
         RAISE_FENCE,
-        [key, companion(key, "fence")],
+        [key, companion(this.#port, key, "fence")],
         [owner, String(token)],
       );
     } catch (cause) {
@@ -262,7 +273,7 @@ export class RedisBackend implements Backend {
       return await run(
         this.#port,
         ACQUIRE_ALL,
-        claims.flatMap(({ key }) => keysOf(key)),
+        claims.flatMap(({ key }) => keysOf(this.#port, key)),
         claims.map((claim) => memberOf({ ...claim, tokens })),
       );
     } catch (cause) {
@@ -383,7 +394,9 @@ export class RedisBackend implements Backend {
     args: { [I in keyof Args]: string },
   ): Promise<Word> {
     try {
-      return await run(this.#port, script, [companion(key, "burst")], args);
+      return await run(this.#port, script, [
+        companion(this.#port, key, "burst"),
+      ], args);
     } catch (cause) {
       throw failure("debounce", key, cause);
     }
@@ -426,10 +439,14 @@ export class RedisBackend implements Backend {
     then: (verdict: Verdict | "wanted") => T | Promise<T>,
     fail: (cause: unknown) => T | Promise<T>,
   ): Promise<T> {
-    const line = companion(key, "line");
+    const line = companion(this.#port, key, "line");
     return this.#departures === undefined
       ? runThen(this.#port, RELEASE_PLAIN, [key], [owner, line], then, fail)
       : this.#departures.add(key, line, owner, isFirst, then, fail);
+  }
+
+  flush(): void {
+    this.#departures?.flush();
   }
 
   /** What an answer to a release that is about to be sent comes to. */
@@ -467,7 +484,7 @@ export class RedisBackend implements Backend {
 
   async inspect(key: string): Promise<Entry> {
     try {
-      return await run(this.#port, INSPECT, keysOf(key), []);
+      return await run(this.#port, INSPECT, keysOf(this.#port, key), []);
     } catch (cause) {
       throw failure("inspect", key, cause);
     }
@@ -475,7 +492,10 @@ export class RedisBackend implements Backend {
 
   async forceRelease(key: string): Promise<boolean> {
     try {
-      const keys = [...keysOf(key), companion(key, "watch")] as const;
+      const keys = [
+        ...keysOf(this.#port, key),
+        companion(this.#port, key, "watch"),
+      ] as const;
       return await run(this.#port, FORCE_RELEASE, keys, []);
     } catch (cause) {
       throw failure("free", key, cause);
@@ -488,7 +508,7 @@ export class RedisBackend implements Backend {
       return await run(
         this.#port,
         WRITE_FENCED,
-        [key, companion(key, "seen")],
+        [key, companion(this.#port, key, "seen")],
         [value, String(fencingToken), String(ttlMs ?? "")],
       );
     } catch (cause) {
@@ -524,10 +544,11 @@ export class RedisBackend implements Backend {
     let callOff = () => {};
     const finish = () => {
       callOff();
-      if (this.#cleaning.get(name) === finish) this.#cleaning.delete(name);
+      if (this.#cleaning.get(name) === cleanUp) this.#cleaning.delete(name);
     };
-    this.#cleaning.get(name)?.();
-    this.#cleaning.set(name, finish);
+    const cleanUp: CleanUp = { finish, underWay: undefined };
+    this.#cleaning.get(name)?.finish();
+    this.#cleaning.set(name, cleanUp);
     const attempt = async () => {
       if (leaving === "") {
         const fail = (cause: unknown): never => {
@@ -537,17 +558,35 @@ export class RedisBackend implements Backend {
         if (verdict !== "wanted") return;
       }
       const args = [owner, "", "", leaving] as const;
-      const { calledOut } = await run(port, HAND_OVER, keysOf(key), args);
+      const { calledOut } = await run(
+        port,
+        HAND_OVER,
+        keysOf(this.#port, key),
+        args,
+      );
       if (calledOut !== undefined) this.line?.remindLater(key, calledOut);
     };
-    const clean = () =>
-      attempt().then(finish, () => {
-        if (this.#cleaning.get(name) !== finish) return;
+    const clean = () => {
+      cleanUp.underWay = attempt().then(finish, () => {
+        cleanUp.underWay = undefined;
+        if (this.#cleaning.get(name) !== cleanUp) return;
         if (port.isClosed?.() || clock.now() >= until) return finish();
         callOff = clock.setTimer(clean, pauseMs);
         pauseMs = Math.min(pauseMs * 2, CLEAN_UP_LAST_MS);
       });
+    };
     clean();
+  }
+
+  /**
+   * An owner that tries again wants to hold what was to be cleaned away: it is
+   * left alone once what has been sent was answered, which may free the key
+   * after the attempt as well as before.
+   */
+  #callOffCleanUp({ owner, key }: Hold): Promise<void> | undefined {
+    const cleanUp = this.#cleaning.get(owner + key);
+    cleanUp?.finish();
+    return cleanUp?.underWay;
   }
 }
 
@@ -639,7 +678,7 @@ class RedisLine implements Line {
     if (isTest) this.#testedAt = now;
     const args = [isInPassing ? "1" : "", isTest && inbox || ""];
     for (const wish of wishes) {
-      keys.push(...keysOf(wish.key));
+      keys.push(...keysOf(this.#port, wish.key));
       args.push(memberOf(wish), String(wish.ticket ?? ""));
     }
     try {
@@ -794,8 +833,8 @@ class RedisNotices implements Notices {
 
   tryAcquire(wish: Wish, watcher: string = ""): Promise<Grant | Place> {
     const { key, owner, ttlMs, tokens, ticket } = wish;
-    const fence = companion(key, "fence");
-    const keys = [key, fence, companion(key, "watch")] as const;
+    const fence = companion(this.#port, key, "fence");
+    const keys = [key, fence, companion(this.#port, key, "watch")] as const;
     const amounts = [String(ttlMs), String(tokens)] as const;
     const args = [owner, ...amounts, watcher, String(ticket ?? "")] as const;
     return this.#backend.attempt(
@@ -806,11 +845,11 @@ class RedisNotices implements Notices {
 
   release(hold: Hold): Promise<Verdict> {
     const { key, owner } = hold;
-    const line = companion(key, "line");
+    const line = companion(this.#port, key, "line");
     return runThen(
       this.#port,
       RELEASE_TELLING,
-      [key, line, companion(key, "watch")],
+      [key, line, companion(this.#port, key, "watch")],
       [owner],
       this.#backend.verdictOn(hold),
       (cause) => {
@@ -820,7 +859,7 @@ class RedisNotices implements Notices {
   }
 
   forget(key: string, watcher: string): void {
-    const keys = [key, companion(key, "watch")] as const;
+    const keys = [key, companion(this.#port, key, "watch")] as const;
     // Should that fail, it is forgotten with the next release, or in a while.
     run(this.#port, FORGET, keys, [watcher]).catch(() => {});
   }
@@ -838,7 +877,7 @@ function handOver(
   const wanted = next === undefined ? "" : memberOf(next);
   const args = [owner, line?.inbox ?? "", wanted, ""] as const;
   const attempt = (fail: (cause: unknown) => HandOver | Promise<HandOver>) =>
-    runThen(port, HAND_OVER, keysOf(key), args, (answer): HandOver => {
+    runThen(port, HAND_OVER, keysOf(port, key), args, (answer): HandOver => {
       const { verdict, called, calledOut } = answer;
       if (calledOut !== undefined) line?.remindLater(key, calledOut);
       if (verdict !== "done" && connection !== port.connection?.()) {
@@ -870,8 +909,8 @@ function memberOf({ ttlMs, tokens, owner }: Wish): string {
 }
 
 /** The keys of a lock, its line and its fence. */
-function keysOf(key: string): [string, string, string] {
-  return [key, companion(key, "line"), companion(key, "fence")];
+function keysOf(port: Port, key: string): [string, string, string] {
+  return [key, companion(port, key, "line"), companion(port, key, "fence")];
 }
 
 /**
@@ -885,7 +924,16 @@ type Companion = "line" | "watch" | "fence" | "seen" | "burst";
  * that it has, or as a whole where it has none. A key without one that contains
  * a brace can't be made a tag itself: then a tag stands for its slot.
  */
-function companion(key: string, what: Companion): string {
+function companion(
+  { keyPrefix = "" }: Port,
+  key: string,
+  what: Companion,
+): string {
+  // What the client puts before both counts as well, unless it has a tag.
+  const whole = keyPrefix + key;
+  if (keyPrefix !== "" && tagOf(whole) === whole) {
+    return `{${tagFor(slotOf(whole))}}:${key}:${what}`;
+  }
   if (!key.includes("}")) return `{${key}}:${what}`;
   return tagOf(key) === key
     ? `{${tagFor(slotOf(key))}}:${key}:${what}`

@@ -95,7 +95,8 @@ export const RELEASE_PLAIN = define({
   ...FREE,
 });
 
-/** The same of several: for each owner a lock, and then for each a line. */
+/** The same of several: for each owner a lock, and then for each a line. What is
+ * there and no lock is to be asked about alone, for the server to say so. */
 export const RELEASE_ALL = define({
   keys: [] as readonly string[],
   args: [] as readonly string[],
@@ -106,7 +107,7 @@ local areWanted = redis.call("EXISTS", unpack(KEYS, count + 1)) > 0
 local verdicts, ours = {}, {}
 for i, owner in ipairs(ARGV) do
   if holders[i] ~= owner then
-    verdicts[i] = holders[i] and -1 or -redis.call("EXISTS", KEYS[i])
+    verdicts[i] = holders[i] and -1 or -2 * redis.call("EXISTS", KEYS[i])
   elseif areWanted and redis.call("EXISTS", KEYS[count + i]) == 1 then
     verdicts[i] = 2
   else
@@ -116,7 +117,10 @@ for i, owner in ipairs(ARGV) do
 end
 if #ours > 0 then redis.call("DEL", unpack(ours)) end
 return verdicts`,
-  decode: (reply) => (reply as unknown[]).map(FREE.decode),
+  decode: (reply) =>
+    (reply as unknown[]).map((one) =>
+      Number(one) === -2 ? "no lock" : FREE.decode(one)
+    ),
 });
 
 /** Deletes the lock if `owner` still has it, whoever stands in line: by its key
@@ -337,7 +341,9 @@ end
  *
  * `give` makes `member` the owner of the lock, and draws its fencing tokens:
  * all of them, so that they are used up also where the process that passes the
- * turn on dies on the way. `queue` puts it in line, behind all others even if
+ * turn on dies on the way. `drawn` is the first of those that were drawn for who
+ * has the lock already; should the fence have been lost since, they are drawn
+ * anew. `queue` puts it in line, behind all others even if
  * the clock was set back, or where it stood before: its ticket. `handOver`
  * gives the lock to the first in line who can be called, or where there is
  * nobody to `last`: PUBLISH says how many heard it, and one whom nobody heard
@@ -364,6 +370,14 @@ local function give(lock, fence, member, most)
   end
   redis.call("SET", lock, owner, "PX", lease)
   return owner, lease, token
+end
+local function drawn(fence, tokens)
+  local last = redis.call("GET", fence)
+  if not last then
+    last = string.format("%.0f", now + tokens - 1)
+    redis.call("SET", fence, last, "PX", ${FENCE_MS})
+  end
+  return string.format("%.0f", last - tokens + 1)
 end
 local function queue(line, member, ticket)
   local score = string.format("%.0f", ticket or now)
@@ -494,8 +508,8 @@ for i = 1, #KEYS / 3 do
     local left = answer or redis.call("PTTL", lock)
     local tokens, owner = string.match(member, "^%d+ (%d+) (.*)$")
     if not answer and holder == owner then
-      local token = tokens ~= "0" and redis.call("GET", fence)
-      token = token and string.format("%.0f", token - tokens + 1) or "-"
+      local token = "-"
+      if tokens ~= "0" then token = drawn(fence, tokens) end
       redis.call("ZREM", line, member)
       answer = "1 " .. left .. " " .. at .. " " .. token
     elseif not answer and isPassing ~= "" then
@@ -792,7 +806,7 @@ export function runThen<
 ): Promise<Then> {
   const decoded = (reply: unknown) => then(script.decode(reply));
   if (port.evalSha === undefined) {
-    return port.eval(script.lua, keys, args).then(decoded, fail);
+    return attempt(() => port.eval(script.lua, keys, args)).then(decoded, fail);
   }
   if (script.sha === undefined) {
     return prepare(script).then(() =>
@@ -800,14 +814,14 @@ export function runThen<
     );
   }
   const { sha } = script;
-  return port.evalSha(sha, keys, args).then(decoded, (error) => {
+  const evalByDigest = () => port.evalSha!(sha, keys, args);
+  return attempt(evalByDigest).then(decoded, (error) => {
     if (!/NOSCRIPT|NoScriptError/.test(String(error))) return fail(error);
     // Thousands may have been sent before the first is told: one brings it.
     const under = loading.get(script);
-    const evalAgain = () => port.eval(script.lua, keys, args);
+    const evalAgain = () => attempt(() => port.eval(script.lua, keys, args));
     if (under?.port === port) {
-      return under.done.then(() => port.evalSha!(sha, keys, args))
-        .catch(evalAgain).then(decoded, fail);
+      return under.done.then(evalByDigest).catch(evalAgain).then(decoded, fail);
     }
     const reply = evalAgain();
     const done = reply.then(() => {}, () => {}).then(() => {
@@ -816,6 +830,15 @@ export function runThen<
     loading.set(script, { port, done });
     return reply.then(decoded, fail);
   });
+}
+
+/** Somebody's wrapper may throw where a client rejects. */
+function attempt(send: () => Promise<unknown>): Promise<unknown> {
+  try {
+    return send();
+  } catch (cause) {
+    return Promise.reject(cause);
+  }
 }
 
 /** Works out by what a server knows `script`: then it is sent when it is run. */
@@ -879,7 +902,8 @@ local tokens = {}
 for i = 1, #KEYS / 3 do
   local lock, fence = KEYS[3 * i - 2], KEYS[3 * i]
   if mine[i] then
-    tokens[i] = redis.call("GET", fence) or "-"
+    local wanted = string.match(ARGV[i], "^%d+ (%d+) ")
+    tokens[i] = wanted ~= "0" and drawn(fence, wanted) or "-"
   else
     local _, _, token = give(lock, fence, ARGV[i], math.huge)
     tokens[i] = token

@@ -82,8 +82,9 @@ export function ioredis(ioredisClient: IoredisClient): Port {
       });
       return [evaluated, waited];
     },
-    // A new socket for each reconnect. A cluster has many and shows none.
-    connection: () => client.stream,
+    // A new socket for each reconnect.
+    connection: client.isCluster ? connectionsOf(client) : () => client.stream,
+    keyPrefix: client.isCluster ? client.options?.keyPrefix : undefined,
     isClosed: () => client.status === "end",
     isCluster: client.isCluster ?? false,
     listen: (channel, listener) => listen(client, channel, listener),
@@ -109,6 +110,25 @@ export function ioredis(ioredisClient: IoredisClient): Port {
         } while (cursor !== "0");
       }
     },
+  };
+}
+
+/**
+ * The sockets of a Cluster, as something that is another once one of those that
+ * we have seen is another, or gone. Each is opened at its first command.
+ */
+function connectionsOf(cluster: Commands): () => unknown {
+  let seen = new Map<Commands, unknown>();
+  return () => {
+    const now = new Map<Commands, unknown>();
+    for (const node of cluster.nodes!("master")) {
+      if (node.stream) now.set(node, node.stream);
+    }
+    for (const [node, stream] of seen) {
+      if (now.get(node) !== stream) return seen = now;
+    }
+    for (const [node, stream] of now) seen.set(node, stream);
+    return seen;
   };
 }
 

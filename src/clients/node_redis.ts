@@ -56,6 +56,8 @@ interface Extras {
   };
   readonly masters?: readonly { readonly address: string }[];
   readonly options?: { socket?: object; keyPrefix?: unknown };
+  /** Of a Cluster, since version 6. */
+  readonly _keyPrefix?: unknown;
   sendCommand?(words: string[]): Promise<unknown>;
   destroy?(): void;
   duplicate?(overrides: object): Ear;
@@ -160,6 +162,9 @@ function portOf(client: NodeRedisClient, extras: Extras): Port {
     },
     isClosed: () => !client.isOpen,
     isCluster: extras.masters !== undefined,
+    keyPrefix: extras.masters !== undefined && extras._keyPrefix !== undefined
+      ? String(extras._keyPrefix)
+      : undefined,
     // Pools can't be duplicated.
     ...extras.duplicate === undefined ? {} : {
       listen: (channel, listener) => listen(extras, channel, listener),

@@ -164,6 +164,9 @@ export interface Port {
   ): Promise<readonly [unknown, unknown]>;
   /** Whether there is more than one server, each with slots of its own. */
   readonly isCluster?: boolean;
+  /** What the client of a Cluster puts before each key, which counts for its
+   * slot. */
+  readonly keyPrefix?: string | undefined;
   /** Whether the client was closed for good by whoever owns it. */
   isClosed?(): boolean;
   /**

@@ -1,13 +1,18 @@
 /** The contracts in a Cluster of three masters, through every client of one. */
 import { assert, assertEquals } from "@std/assert";
 
+import { Cluster } from "ioredis";
+
 import {
   acquireLock,
   type IoredisClient,
   listLocks,
   type LockEvent,
+  type LockTarget,
   redis,
+  withLock,
 } from "@dreamer/utils/lock";
+import { sameAsTheLast } from "../support/clients.ts";
 import { clusterClients } from "../support/cluster_clients.ts";
 import { type RedisCluster, startCluster } from "../support/redis_cluster.ts";
 import { stall } from "../support/stall.ts";
@@ -209,4 +214,62 @@ for (const { name, isCalled, open } of clusterClients) {
     assertEquals(await other.release(), true);
     assertEquals(await (await both).release(), true);
   }, PATIENT);
+}
+
+test("ioredis Cluster: a release that is sent again is no loss", async () => {
+  const client = new Cluster([cluster.urls[0]]);
+  client.on("error", () => {});
+  await (await acquireLock(client, "again")).release();
+  const value = await withLock(client, "again", () => {
+    // The answers to what is sent from here on are never heard.
+    for (const { stream } of client.nodes("master")) {
+      stream?.removeAllListeners("data");
+    }
+    void until(
+      "it was released",
+      async () => await cluster.commandFor("again", "EXISTS", "again") === 0,
+    ).then(() => {
+      for (const { stream } of client.nodes("master")) stream?.destroy();
+    });
+    return "done";
+  });
+  assertEquals(value, "done");
+  client.disconnect();
+}, PATIENT);
+
+for (const kind of ["ioredis", "redis"]) {
+  test(
+    `${kind}: what is kept beside a key is found behind a prefix, too`,
+    async () => {
+      const open = async (): Promise<[LockTarget, () => unknown]> => {
+        if (kind === "ioredis") {
+          const client = new Cluster([cluster.urls[0]], { keyPrefix: "app:" });
+          client.on("error", () => {});
+          return [client, () => client.disconnect()];
+        }
+        const { createCluster } = await import("redis");
+        const client = createCluster({
+          ...sameAsTheLast,
+          keyPrefix: "app:",
+          rootNodes: cluster.urls.map((url) => ({ url })),
+        });
+        client.on("error", () => {});
+        await client.connect();
+        return [client as unknown as LockTarget, () => client.destroy()];
+      };
+      const [on, close] = await open();
+      for (const key of ["job", "{job}:1", "job:2"]) {
+        const options = { ttl: 10, fencing: true } as const;
+        const lock = await acquireLock(on, key, options);
+        assert(lock.fencingToken !== undefined);
+        const next = acquireLock(on, key, { ...options, waitMs: 10_000 });
+        assertEquals(await lock.release(), true);
+        assertEquals(await (await next).release(), true);
+        const plain = await acquireLock(on, key);
+        assertEquals(await plain.release(), true);
+      }
+      await close();
+    },
+    PATIENT,
+  );
 }

@@ -3,10 +3,16 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 
 import { Redis } from "ioredis";
 
-import { acquireLock, fencedSet, LockBackendError } from "@dreamer/utils/lock";
+import {
+  acquireLock,
+  type CommandFunction,
+  fencedSet,
+  LockBackendError,
+} from "@dreamer/utils/lock";
 import { startProxy } from "../support/proxy.ts";
 import { startRedis } from "../support/redis_server.ts";
 import { test } from "../support/test.ts";
+import { until } from "../support/until.ts";
 
 const DAY_MS = 86_400_000;
 
@@ -108,3 +114,36 @@ test("fencedSet() keeps a stopped holder's late write out", async () => {
   await next.lock.release();
   redis.disconnect();
 });
+
+test("a turn given in silence has its token, though the fence was evicted", async () => {
+  await using server = await startRedis();
+  const redis = new Redis(server.url);
+  // It can't be called, and asks for its turn.
+  const send: CommandFunction = ([name, ...words]) =>
+    redis.call(name, ...words);
+  const options = { ttl: 10, fencing: true, waitMs: 10_000 } as const;
+  const first = await acquireLock(send, "k", options);
+  const waiting = acquireLock(send, "k", options);
+  await until(
+    "it stands in line",
+    async () => await server.command("ZCARD", "{k}:line") === 1,
+  );
+  // In one step, or it could have asked in between.
+  const keys = ["k", "{k}:line", "{k}:fence"];
+  const owner = await server.command("EVAL", TAKE_ON, 3, ...keys);
+  const next = await waiting;
+  assertEquals(next.owner, owner);
+  assert(next.fencingToken! > first.fencingToken!);
+  await next.release();
+  const last = await acquireLock(send, "k", options);
+  assert(last.fencingToken! > next.fencingToken!);
+  await last.release();
+  redis.disconnect();
+});
+
+/** Gives the lock to the first in line, and forgets the fence. */
+const TAKE_ON = `local head = redis.call("ZPOPMIN", KEYS[2])[1]
+local owner = string.match(head, "^%d+ %d+ (.*)$")
+redis.call("SET", KEYS[1], owner, "PX", 5000)
+redis.call("DEL", KEYS[3])
+return owner`;

@@ -1,0 +1,42 @@
+/**
+ * What is cleaned up after an attempt without an answer, and an owner that tries
+ * again meanwhile: the caller of `new DistributedLock()` may choose it.
+ */
+import { assertEquals } from "@std/assert";
+
+import { type CommandFunction, DistributedLock } from "@dreamer/utils/lock";
+import { settle } from "../../support/fake_clock.ts";
+import { test } from "../../support/test.ts";
+
+test("an owner that tries again is not freed by what cleans up after it", async () => {
+  // A server to which requests come in any order, as by HTTP.
+  const held = new Map<string, string>();
+  let isFirst = true;
+  const late: (() => void)[] = [];
+  const send: CommandFunction = async ([name, ...args]) => {
+    if (name === "SET") {
+      if (isFirst) {
+        isFirst = false;
+        throw new Error("the request got lost");
+      }
+      const [key, owner] = args;
+      if (held.has(key)) return null;
+      held.set(key, owner);
+      return "OK";
+    }
+    // Only releases are sent here: they take their time.
+    await new Promise<void>((go) => late.push(go));
+    const [, , key, , owner] = args;
+    return held.get(key) === owner ? Number(held.delete(key)) : 0;
+  };
+  const lock = new DistributedLock(send, "k", "mine", 10);
+  const failed = await lock.acquire().catch((error) => error.code);
+  assertEquals(failed, "LOCK_BACKEND");
+  const again = lock.acquire();
+  while (late.length === 0) await settle();
+  for (const go of late.splice(0)) go();
+  assertEquals(await again, true);
+  for (const go of late.splice(0)) go();
+  await settle();
+  assertEquals(held.get("k"), "mine");
+});
