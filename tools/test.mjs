@@ -7,8 +7,9 @@
  *
  * Every step runs, whatever failed before it. What fails in a suite is run once
  * more when all is quiet, and counts if it fails there: on two cores that three
- * runtimes share, a server can be late by more than a test allows for. Which
- * these were is told. The last line is the sum.
+ * runtimes share, a server can be late by more than a test allows for. A runtime
+ * that breaks down before it has told a sum is started once more. Which these
+ * were is told. The last line is the sum.
  */
 import {
   existsSync,
@@ -216,9 +217,20 @@ async function take(step) {
   const sum = { passed: 0, failed: 0, skipped: 0, suspected: 0 };
   const complaints = [];
   const run = async (file) => {
-    const { code, output } = program
-      ? await runStep(step, program, step[kind], file)
+    const start = () => runStep(step, program, step[kind], file);
+    let { code, output } = program
+      ? await start()
       : { code: 1, output: `There is no ${kind} to run it with\n` };
+    // A runtime that breaks down says nothing of the tests: once more, then.
+    if (
+      program && runners.includes(step) && code !== 0 && !step.count(output)
+    ) {
+      const ending = output.trimEnd().split("\n").slice(-20).join("\n");
+      console.log(
+        `     ${step.name} broke down, and is started again\n${ending}`,
+      );
+      ({ code, output } = await start());
+    }
     const { remark, ...counted } = judged(step, code, output);
     for (const name of Object.keys(sum)) sum[name] += counted[name] ?? 0;
     for (const [line] of output.matchAll(/^SKIPPED .*$/gm)) excuses.add(line);
