@@ -92,6 +92,10 @@ const subjects: Record<string, () => Promise<(key: string) => Hold>> = {
     const lines = await Lines.open(await openIoredis(), await openEars());
     return (key) => localTurns(lines, key);
   },
+  async "local turns of 10 ms (limit)"() {
+    const lines = await Lines.open(await openIoredis(), await openEars());
+    return (key) => localTurns(lines, key, 10);
+  },
   "ours, localTurns: 0": () => ours({ localTurns: 0 }),
   "ours": () => ours({}),
   async "redis-semaphore"() {

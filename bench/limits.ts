@@ -114,17 +114,23 @@ export function handOver(lines: Lines, key: string): Hold {
 /**
  * The limit of many waiters in few processes: a process stands in line for all
  * of its own, and its turn serves some of them without a word to the server
- * (Dice, Marathe, Shavit: "Lock cohorting", 2012).
+ * (Dice, Marathe, Shavit: "Lock cohorting", 2012); for no longer than `turnMs`.
  */
-export function localTurns(lines: Lines, key: string): Hold {
+export function localTurns(
+  lines: Lines,
+  key: string,
+  turnMs = Infinity,
+): Hold {
   const waiting: (() => void)[] = [];
   // In line, or holding what it stood there for.
   let isThere = false;
   let served = 0;
+  let begunAt = 0;
   const stand = async () => {
     isThere = true;
     await lines.take(key);
     served = 0;
+    begunAt = performance.now();
     waiting.shift()!();
   };
   return async (inside) => {
@@ -134,7 +140,9 @@ export function localTurns(lines: Lines, key: string): Hold {
     });
     const during = inside();
     if (during) await during;
-    if (++served < LOCAL_TURNS && waiting.length > 0) {
+    const isInTime = turnMs === Infinity ||
+      performance.now() - begunAt < turnMs;
+    if (++served < LOCAL_TURNS && waiting.length > 0 && isInTime) {
       waiting.shift()!();
       return;
     }
