@@ -82,6 +82,9 @@ export async function free(
   return freed ? 0 : EXIT.notHeld;
 }
 
+/** The furthest that a timer can look ahead. */
+const FURTHEST_MS = 2 ** 31 - 1;
+
 /** Shows what is held, again and again, until a signal ends it. */
 export async function watch(
   servers: Servers,
@@ -93,26 +96,30 @@ export async function watch(
   const screen = isLive ? new Screen(pattern) : new Changes(view.json);
   let wake = () => {};
   let ended: string | undefined;
+  let end = (): void => {};
+  const isOver = new Promise<void>((resolve) => end = resolve);
+  const stop = (signal: string) => {
+    ended = signal;
+    end();
+    wake();
+  };
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
-    process.on(signal, () => {
-      ended = signal;
-      wake();
-    });
+    process.on(signal, () => stop(signal));
   }
   if (isLive) process.on("SIGWINCH", () => wake());
   // Whoever reads along may have had enough.
-  process.stdout.on("error", () => {
-    ended = "SIGPIPE";
-    wake();
-  });
+  process.stdout.on("error", () => stop("SIGPIPE"));
   screen.begin();
   try {
     while (ended === undefined) {
-      const locks = await locksOf(servers, pattern, view.all);
-      if (ended !== undefined) break;
+      // A server that says nothing keeps nobody here.
+      const looking = locksOf(servers, pattern, view.all);
+      const locks = await Promise.race([looking, isOver]);
+      looking.catch(() => {});
+      if (locks === undefined || ended !== undefined) break;
       screen.show(locks);
       await new Promise<void>((done) => {
-        const timer = setTimeout(done, everyMs);
+        const timer = setTimeout(done, Math.min(everyMs, FURTHEST_MS));
         wake = () => {
           clearTimeout(timer);
           done();

@@ -4,6 +4,9 @@ import { parseArgs } from "node:util";
 import { misused } from "./failure.ts";
 import { readDuration, redact, safe } from "./text.ts";
 
+/** Ten years: what is longer is a slip of the finger. */
+const LONGEST_MS = 3_652 * 86_400_000;
+
 /** One option. */
 export interface Option {
   /** What stands for its value in the help; a switch has none. */
@@ -237,11 +240,14 @@ export function readArguments(
     duration(option) {
       const text = values[option] as string | undefined;
       if (text === undefined) return undefined;
-      return readDuration(text) ?? misused(
+      const ms = readDuration(text) ?? misused(
         `--${option} wants a time such as 250ms, 30s or 5m, not "${
           redact(text)
         }"`,
       );
+      return ms <= LONGEST_MS
+        ? ms
+        : misused(`--${option} wants a time of at most ten years`);
     },
   };
 }

@@ -43,6 +43,10 @@ export interface Errand {
 
 /** For so long a release is waited for. */
 const RELEASE_MS = 2_000;
+/** For so long one looks who holds it, to say so. */
+const LOOK_LIMIT_MS = 500;
+/** The furthest that a timer can look ahead. */
+const FURTHEST_MS = 2 ** 31 - 1;
 /** Who waits at a terminal sees who holds it as of so long ago. */
 const LOOK_MS = 1_000;
 /** For so long one waits before that is worth a line. */
@@ -55,18 +59,28 @@ export async function run(errand: Errand): Promise<number> {
   const reporter = new Reporter(errand);
   const signals = new Signals();
   const waiting = new Waiting(errand, reporter);
-  const servers = await connectTo(
+  const connecting = connectTo(
     errand.places,
     errand.cacert,
     (event) => waiting.hear(event),
   );
+  const servers = await Promise.race([connecting, signals.next()]);
+  if (typeof servers === "string") {
+    connecting.catch(() => {});
+    return codeOf(servers);
+  }
   let lock: DistributedLock;
   try {
     waiting.begin(servers);
     lock = await acquire(errand, servers, signals);
   } catch (error) {
     waiting.end();
-    return await refused(error, errand, servers, reporter, waiting);
+    // Nobody waits for a server that says nothing, to be told why.
+    const ended = await Promise.race([
+      refused(error, errand, servers, reporter, waiting),
+      signals.next(),
+    ]);
+    return typeof ended === "string" ? codeOf(ended) : ended;
   }
   waiting.end();
   const { keys } = errand;
@@ -97,8 +111,13 @@ async function acquire(
     label: label ?? ownLabel(command),
     signal: signals.waiting,
   });
-  // What comes with a turn in line is short until it is renewed.
-  if (lock.remainingMs < ttlMs / 2) await lock.extend();
+  try {
+    // What comes with a turn in line is short until it is renewed.
+    if (lock.remainingMs < ttlMs / 2) await lock.extend();
+  } catch (error) {
+    await release(lock, LOOK_LIMIT_MS).catch(() => {});
+    throw error;
+  }
   return lock;
 }
 
@@ -128,7 +147,10 @@ async function refused(
     return codeOf(error.signal);
   }
   if (error instanceof LockNotAcquiredError) {
-    const info = await lookFor(errand.keys, servers);
+    const limit = new Promise<undefined>((done) =>
+      setTimeout(() => done(undefined), LOOK_LIMIT_MS)
+    );
+    const info = await Promise.race([lookFor(errand.keys, servers), limit]);
     const isKept = errand.keepMs !== undefined;
     const key = info?.key ?? errand.keys[0];
     const place = error.place ?? placeOf(info);
@@ -186,8 +208,7 @@ async function runUnder(
 ): Promise<number> {
   const { keys, graceMs, onLost, keepMs } = errand;
   const begunAt = performance.now();
-  const deadlineMs = Date.now() +
-    (keepMs ?? Math.floor(lock.remainingMs));
+  const deadlineMs = Date.now() + Math.floor(lock.remainingMs);
   let command: Command;
   try {
     if (signals.first !== undefined) throw new Interruption(signals.first);
@@ -237,9 +258,12 @@ async function runUnder(
     loss = await keep(lock, leftToKeepMs);
   } else loss = await release(lock);
   if (loss !== undefined && onLost === "stop") {
+    const { reason } = loss;
     reporter.say(
-      `${quoted(keys)} was lost (${loss.reason}) before the command had ended`,
-      { event: "lost", keys, reason: loss.reason },
+      reason === "unreachable" && isKept
+        ? `${quoted(keys)} could not be kept: the server can't be asked`
+        : `${quoted(keys)} was lost (${reason}) before the command had ended`,
+      { event: "lost", keys, reason },
     );
     code = EXIT.lost;
   }
@@ -299,8 +323,9 @@ function watch(
     }
     // Clocks in doubt: the server is being asked, and loss or not comes of it.
     if (leftMs === 0) timer = setTimeout(look, DOUBT_MS);
-    else if (leftMs > graceMs) timer = setTimeout(look, leftMs - graceMs);
-    else if (graceMs > 0) {
+    else if (leftMs > graceMs) {
+      timer = setTimeout(look, Math.min(leftMs - graceMs, FURTHEST_MS));
+    } else if (graceMs > 0) {
       end();
       then("unreachable");
     }
@@ -319,16 +344,20 @@ async function release(
   return await lossOf(freed, limitMs);
 }
 
-/** Lets it be for so much longer, and goes. */
+/** Lets it be for so much longer, and goes: the loss, if it can't be known to. */
 async function keep(
   lock: DistributedLock,
   keepMs: number,
 ): Promise<LockLostError | undefined> {
+  let isKept = false;
   const kept = lock.extend(Math.ceil(keepMs) / 1_000).then(() => {
+    isKept = true;
     // What stops the renewal, and releases nothing.
     void lock.toJSON();
   });
-  return await lossOf(kept, RELEASE_MS);
+  const loss = await lossOf(kept, RELEASE_MS);
+  if (isKept || loss !== undefined) return loss;
+  return new LockLostError(lock.key, "unreachable");
 }
 
 async function lossOf(
@@ -364,6 +393,7 @@ class Interruption extends Error {
 class Signals {
   readonly #controller = new AbortController();
   #pass: ((signal: NodeJS.Signals) => void) | undefined;
+  #tell: (signal: NodeJS.Signals) => void = () => {};
   /** The first that came before there was anybody to pass it on to. */
   first: NodeJS.Signals | undefined;
 
@@ -371,10 +401,16 @@ class Signals {
     for (const signal of SIGNALS) {
       process.on(signal, () => {
         if (this.#pass !== undefined) return this.#pass(signal);
+        this.#tell(signal);
         this.first ??= signal;
         this.#controller.abort(new Interruption(signal));
       });
     }
+  }
+
+  /** Resolves with the next that comes before there is a command. */
+  next(): Promise<NodeJS.Signals> {
+    return new Promise((resolve) => this.#tell = resolve);
   }
 
   /** Aborts when there is no use in waiting any more. */

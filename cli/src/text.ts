@@ -56,7 +56,8 @@ export function safe(text: string): string {
 
 /** `text` without what could be a password in a URL. */
 export function redact(text: string): string {
-  return text.replace(/(\w:\/\/)[^\s/]*@/g, "$1***@");
+  // Up to the last one: a password may have blanks and slashes in it.
+  return text.replace(/(\w:\/\/).*@/gs, "$1***@");
 }
 
 /** Its beginning, if it is longer than `width`. */

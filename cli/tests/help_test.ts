@@ -14,7 +14,7 @@ import {
 } from "../../tests/support/redis_server.ts";
 import { after, before, test } from "../../tests/support/test.ts";
 import { SUBCOMMANDS } from "../src/options.ts";
-import { readDuration, showDuration } from "../src/text.ts";
+import { readDuration, redact, showDuration } from "../src/text.ts";
 import { launch, lockCli, ran, ROOT, START } from "./support/cli.ts";
 import { word } from "./support/terminal.ts";
 
@@ -73,7 +73,27 @@ test("times are read with their units, and shown in two of them", () => {
   for (const [ms, text] of shown) assertEquals(showDuration(ms), text);
 });
 
+test("a password is shown nowhere, whatever is in it", () => {
+  for (
+    const password of ["hunter2", "hun ter2", "hun/ter2", "h@ter2", "hun\nter2"]
+  ) {
+    const text = `no use for "redis://me:${password}@localhost/0" here`;
+    const expected = 'no use for "redis://***@localhost/0" here';
+    assertEquals(redact(text), expected, password);
+  }
+  assertEquals(redact("mail me@home"), "mail me@home");
+});
+
 test.sideBySide([
+  ["a time of a thousand years is a slip of the finger", async () => {
+    const { code, stderr } = await ran(
+      ["run", "--ttl", "99999999999d", "key", "--", "true"],
+    );
+    assertEquals(code, 64);
+    const text = "lock-cli: --ttl wants a time of at most ten years\n";
+    assertEquals(stderr.slice(0, text.length), text);
+  }],
+
   ["each page of help fits a screen", async () => {
     const pages = [["--help"], ...names.map((name) => [name, "--help"])];
     const answers = await Promise.all(pages.map((args) => ran(args)));

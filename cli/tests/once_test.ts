@@ -94,6 +94,34 @@ test.sideBySide([
     assert(await left("broken") > 3_500_000);
   }],
 
+  [
+    "the deadline is when the lease ends, not what is kept after it",
+    async () => {
+      const shell = "echo $LOCK_DEADLINE_MS";
+      const times = ["--keep", "1h", "--ttl", "5s"];
+      const { stdout } = await once("until", ...times, "--", "sh", "-c", shell);
+      const leftMs = Number(stdout) - Date.now();
+      assert(leftMs <= 5_000, `${leftMs} ms`);
+    },
+  ],
+
+  ["what can't be kept is not kept in silence", async () => {
+    await using own = await startRedis();
+    const keep = ["--keep", "1h", "--ttl", "20s", "--grace", "1s"];
+    const cli = lockCli(
+      ["once", "away", ...keep, "--", "sh", "-c", "echo up; read x"],
+      { env: { REDIS_URL: own.url }, isOpen: true },
+    );
+    await cli.says(/up\n/);
+    own.freeze();
+    cli.write("\n");
+    assertEquals(await cli.exited, 76, cli.stderr);
+    const text =
+      'lock-cli: "away" could not be kept: the server can\'t be asked';
+    assertEquals(cli.stderr, `${text}\n`);
+    own.thaw();
+  }],
+
   ["once wants to know for how long", async () => {
     const { code, stderr } = await once("job", "--", "true");
     assertEquals(code, 64);

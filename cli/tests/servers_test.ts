@@ -290,4 +290,37 @@ test.sideBySide([
       await Promise.all(servers.map((server) => server.stop()));
     }
   }],
+
+  ["who gives up while a server says nothing is let go", async () => {
+    await using own = await startRedis();
+    const env = { REDIS_URL: own.url };
+    await own.command("SET", "seen", "another", "PX", 60_000);
+    const often = ["watch", "*", "--all", "--every", "100ms"];
+    await using watching = lockCli(often, { env });
+    await watching.says(/seen/);
+    own.freeze();
+    await using connecting = lockCli(["run", "key", "--", "true"], { env });
+    await new Promise((done) => setTimeout(done, 2_000));
+    connecting.kill("SIGINT");
+    watching.kill("SIGINT");
+    assertEquals(await connecting.exited, 130, connecting.stderr);
+    assertEquals(await watching.exited, 0, watching.stderr);
+    own.thaw();
+  }],
+
+  ["patience ends though the server is gone", async () => {
+    await using own = await startRedis();
+    await own.command("SET", "gone", "another", "PX", 60_000);
+    const options = { env: { REDIS_URL: own.url } };
+    const wait = (time: string) =>
+      lockCli(["run", "-v", "--wait", time, "gone", "--", "true"], options);
+    await using brief = wait("3s");
+    await using long = wait("1h");
+    await brief.says(/waiting for "gone"/);
+    await long.says(/waiting for "gone"/);
+    await own.kill();
+    assert([69, 75].includes(await brief.exited), brief.stderr);
+    long.kill("SIGTERM");
+    assertEquals(await long.exited, 143, long.stderr);
+  }],
 ]);
