@@ -28,6 +28,7 @@ import { afterwards, systemClock } from "../core/clock.ts";
 import { isPassing, LockBackendError } from "../core/errors.ts";
 import type { LockEvent } from "../core/events.ts";
 import { kindOf } from "../core/options.ts";
+import { CleanUps } from "./clean_up.ts";
 import { Departures, insist, releaseAlone } from "./departures.ts";
 import { failure, mayBeDone } from "./failure.ts";
 import { Inbox } from "./inbox.ts";
@@ -67,10 +68,6 @@ export interface RedisOptions {
   onEvent?: (event: LockEvent) => void;
 }
 
-/** Between two tries to clean up, at first and at most, in milliseconds. */
-const CLEAN_UP_FIRST_MS = 10;
-const CLEAN_UP_LAST_MS = 200;
-
 /** How long to listen on when nobody waits over a quorum any more. */
 const IDLE_MS = 1_000;
 
@@ -86,14 +83,6 @@ const REMIND_MS = 150;
  */
 const TEST_MS = 1_000;
 const MOST_MISSED = 2;
-
-/** The cleaning up after one hold. */
-interface CleanUp {
-  /** Calls off what is still to come. */
-  finish(): void;
-  /** Settles once what was sent has been answered. */
-  underWay: Promise<void> | undefined;
-}
 
 /** Locks on the server behind `port`. */
 export class RedisBackend implements Backend {
@@ -125,10 +114,11 @@ export class RedisBackend implements Backend {
   readonly #port: Port;
   #isServer: Promise<Line | undefined> | undefined;
   /** What is cleaned up, by owner and key. Empty but after failures. */
-  readonly #cleaning = new Map<string, CleanUp>();
+  readonly #cleanUps: CleanUps;
 
   constructor(port: Port, options: RedisOptions = {}) {
     this.#port = port;
+    this.#cleanUps = new CleanUps(() => port.isClosed?.() ?? false);
     this.onEvent = options.onEvent;
     this.scan = port.scan && ((pattern) => this.#scan(pattern));
     this.confirm = port.evalAndWait &&
@@ -185,8 +175,9 @@ export class RedisBackend implements Backend {
   ): Promise<T> {
     const { key, owner, ttlMs } = claim;
     const port = this.#port;
-    if (this.#cleaning.size > 0) {
-      const cleaned = this.#callOffCleanUp(claim);
+    // An owner that tries again wants to hold what was to be cleaned away.
+    if (!this.#cleanUps.isEmpty) {
+      const cleaned = this.#cleanUps.callOff(owner + key);
       if (cleaned !== undefined) {
         return cleaned.then(() => this.tryAcquireThen(claim, then));
       }
@@ -239,8 +230,9 @@ export class RedisBackend implements Backend {
   }
 
   async #attempt<T>(claim: Claim, ask: () => Promise<T>): Promise<T> {
-    if (this.#cleaning.size > 0) await this.#callOffCleanUp(claim);
-    this.#departures?.before(claim.key);
+    const { key, owner } = claim;
+    if (!this.#cleanUps.isEmpty) await this.#cleanUps.callOff(owner + key);
+    this.#departures?.before(key);
     const connection = this.#port.connection?.();
     try {
       return await ask();
@@ -533,23 +525,12 @@ export class RedisBackend implements Backend {
   /** Frees the key, and takes `leaving` out of its line, until that is known. */
   #cleanUp(claim: Claim, leaving: string): void {
     const { key, owner, ttlMs } = claim;
-    const clock = systemClock;
-    // Several keys may have one owner.
-    const name = owner + key;
     const port = this.#port;
     // Past this the server has dropped it by itself; a line that others stand
     // in stays, so that the wish has to be taken out of it.
-    const until = clock.now() + (leaving === "" ? ttlMs : ttlMs + LINE_MS);
-    let pauseMs = CLEAN_UP_FIRST_MS;
-    let callOff = () => {};
-    const finish = () => {
-      callOff();
-      if (this.#cleaning.get(name) === cleanUp) this.#cleaning.delete(name);
-    };
-    const cleanUp: CleanUp = { finish, underWay: undefined };
-    this.#cleaning.get(name)?.finish();
-    this.#cleaning.set(name, cleanUp);
-    const attempt = async () => {
+    const forMs = leaving === "" ? ttlMs : ttlMs + LINE_MS;
+    // Several keys may have one owner.
+    this.#cleanUps.add(owner + key, forMs, async () => {
       if (leaving === "") {
         const fail = (cause: unknown): never => {
           throw cause;
@@ -558,35 +539,10 @@ export class RedisBackend implements Backend {
         if (verdict !== "wanted") return;
       }
       const args = [owner, "", "", leaving] as const;
-      const { calledOut } = await run(
-        port,
-        HAND_OVER,
-        keysOf(this.#port, key),
-        args,
-      );
+      const keys = keysOf(port, key);
+      const { calledOut } = await run(port, HAND_OVER, keys, args);
       if (calledOut !== undefined) this.line?.remindLater(key, calledOut);
-    };
-    const clean = () => {
-      cleanUp.underWay = attempt().then(finish, () => {
-        cleanUp.underWay = undefined;
-        if (this.#cleaning.get(name) !== cleanUp) return;
-        if (port.isClosed?.() || clock.now() >= until) return finish();
-        callOff = clock.setTimer(clean, pauseMs);
-        pauseMs = Math.min(pauseMs * 2, CLEAN_UP_LAST_MS);
-      });
-    };
-    clean();
-  }
-
-  /**
-   * An owner that tries again wants to hold what was to be cleaned away: it is
-   * left alone once what has been sent was answered, which may free the key
-   * after the attempt as well as before.
-   */
-  #callOffCleanUp({ owner, key }: Hold): Promise<void> | undefined {
-    const cleanUp = this.#cleaning.get(owner + key);
-    cleanUp?.finish();
-    return cleanUp?.underWay;
+    });
   }
 }
 

@@ -27,6 +27,7 @@ interface Commands {
   scan(...args: (string | number)[]): Promise<[string, string[]]>;
   /** Members that are only read, and not on every kind of ioredis client. */
   readonly status?: string;
+  readonly manuallyClosing?: boolean;
   readonly stream?: Stream;
   readonly isCluster?: boolean;
   readonly options?: { keyPrefix?: string; host?: string; port?: number };
@@ -85,7 +86,10 @@ export function ioredis(ioredisClient: IoredisClient): Port {
     // A new socket for each reconnect.
     connection: client.isCluster ? connectionsOf(client) : () => client.stream,
     keyPrefix: client.isCluster ? client.options?.keyPrefix : undefined,
-    isClosed: () => client.status === "end",
+    // Of one that was closed while it was on its way back this is the last word.
+    isClosed: () =>
+      client.status === "end" ||
+      client.status === "reconnecting" && client.manuallyClosing === true,
     isCluster: client.isCluster ?? false,
     listen: (channel, listener) => listen(client, channel, listener),
     async *scan(pattern) {

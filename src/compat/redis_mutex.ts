@@ -628,7 +628,9 @@ function readPatience(
     outOfRange(action, rule, minTimeout);
   }
   const isRandom = readFlag(action, { randomize });
-  if (readFlag(action, { forever })) return () => maxRetryTime;
+  if (readFlag(action, { forever }) || retries === Infinity) {
+    return () => maxRetryTime;
+  }
   return () => {
     const stretch = isRandom ? 1 + Math.random() : 1;
     let sum = 0;

@@ -84,7 +84,9 @@ export class InvalidParameterError extends TypeError {
   /** `parameter` was `value`, which is no `expectedType`. */
   constructor(parameter: string, value: unknown, expectedType: string) {
     // A URL in place of clients has a password in it.
-    const shown = parameter === "redisClients" ? kindOf(value) : String(value);
+    const shown = /^(redisClients|options)$/.test(parameter)
+      ? kindOf(value)
+      : String(value);
     super(
       `Invalid ${parameter}: expected ${expectedType}, got ${typeof value} (${shown})`,
     );

@@ -24,6 +24,7 @@ import { LockLostError } from "../core/errors.ts";
 import {
   checkKey,
   checkOptions,
+  kindOf,
   outOfRange,
   wrongType,
 } from "../core/options.ts";
@@ -144,7 +145,9 @@ export class Lock {
     const uuid = readUuid(action, config.uuid) || undefined;
     const backend = this.#backend;
     if (uuid !== undefined && backend.rename === undefined) {
-      outOfRange(action, `uuid must not be given on ${backend.name}`, uuid);
+      const rule = `uuid must not be given on ${backend.name}`;
+      // Its kind only: whoever knows the value can free the lock.
+      outOfRange(action, rule, uuid, kindOf(uuid));
     }
     if (attempts === 0) return false;
     const waitMs = attempts === Infinity ? Infinity : (attempts - 1) * delay;
@@ -333,5 +336,5 @@ function readMs(action: string, name: string, ms: unknown): number {
 
 function readUuid(action: string, uuid: unknown): string | undefined {
   if (uuid === undefined || typeof uuid === "string") return uuid;
-  return wrongType(action, "uuid must be a string", uuid);
+  return wrongType(action, "uuid must be a string", uuid, kindOf(uuid));
 }

@@ -178,9 +178,10 @@ export function outOfRange(
   action: string,
   rule: string,
   value: unknown,
+  shown: string = show(value),
 ): never {
   throw new RangeError(
-    `Cannot ${action} as ${rule}: current value is ${show(value)}`,
+    `Cannot ${action} as ${rule}: current value is ${shown}`,
   );
 }
 

@@ -11,7 +11,7 @@ import { drawOwner } from "./keys.ts";
 
 /** Between two tries, at first and at most. */
 const FIRST_MS = 10;
-const LAST_MS = 200;
+const LAST_MS = 150;
 /**
  * The same of who is called anyway: the first of them asks this often, should a
  * call be lost, the second half as often, and so on down to the last.
@@ -35,8 +35,6 @@ interface Group {
 interface Member {
   /** It is the first now. */
   lead(): void;
-  /** The servers could not be asked. */
-  fail(error: LockBackendError): void;
 }
 
 /** The groups of each backend, by key. */
@@ -55,16 +53,10 @@ function join(
   }
   const { members } = group;
   let lead = () => {};
-  let fail: Member["fail"] = () => {};
   const turn = members.length === 0
     ? undefined
-    : new Promise<void>((resolve, reject) => {
-      lead = resolve;
-      fail = reject;
-    });
-  // It may fail when nobody waits for it any more.
-  turn?.catch(() => {});
-  const member = { lead, fail };
+    : new Promise<void>((resolve) => lead = resolve);
+  const member = { lead };
   members.push(member);
   const leave = () => {
     const at = members.indexOf(member);
@@ -130,6 +122,10 @@ export async function poll(
         isWatching ? watch : undefined,
       ).catch((error: unknown) => {
         if (isPassing(error)) return error;
+        // Who has had an answer waits for the servers to come back, too.
+        const isSilence = error instanceof LockBackendError &&
+          error.reply === undefined && !signal.aborted;
+        if (isSilence && group.last !== undefined) return error;
         throw error;
       });
       first = undefined;
@@ -172,9 +168,6 @@ export async function poll(
     if (error === late && group.last !== undefined) {
       if (group.last instanceof LockBackendError) throw group.last;
       return group.last;
-    }
-    if (error instanceof LockBackendError && error !== late) {
-      for (const member of group.members.splice(0)) member.fail(error);
     }
     throw error;
   } finally {

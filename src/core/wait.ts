@@ -72,7 +72,11 @@ async function tryAgain(
   const claim = claimFor(wanted, label, terms);
   let first: Refusal | undefined;
   if (isUnhurried) {
-    const answer = await acquire(backend, claim, terms, (answer) => answer);
+    const answer = await acquire(backend, claim, terms, (answer) => answer)
+      .catch((error: unknown) => {
+        if (isPassing(error)) return undefined;
+        throw error;
+      });
     if (answer instanceof Keeper) return answer;
     first = answer;
   }

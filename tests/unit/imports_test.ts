@@ -44,7 +44,7 @@ const RULES: [from: RegExp, allowed: RegExp][] = [
   ],
   [
     /^src\/backends\/redis\.ts$/,
-    /^src\/(core\/|clients\/port\.ts$|backends\/(scripts|slots|inbox|departures|failure)\.ts$)/,
+    /^src\/(core\/|clients\/port\.ts$|backends\/(scripts|slots|inbox|departures|failure|clean_up)\.ts$)/,
   ],
   [
     /^src\/backends\/inbox\.ts$/,

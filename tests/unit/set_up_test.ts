@@ -1,7 +1,18 @@
 /** How backends and older APIs are set up: what is wrong is told, by its name. */
-import { assertMatch, assertRejects, assertThrows } from "@std/assert";
+import {
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertThrows,
+} from "@std/assert";
 
-import { acquireLock, fencedSet, redis, redlock } from "@dreamer/utils/lock";
+import {
+  acquireLock,
+  fencedSet,
+  LockBackendError,
+  redis,
+  redlock,
+} from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
 import { Redlock } from "@dreamer/utils/lock/redlock";
 import { RedisMutex } from "@dreamer/utils/lock/redis-mutex";
@@ -110,3 +121,42 @@ for (const [what, call, message] of rejected) {
     assertMatch(error.message, message);
   });
 }
+
+test("tries without end or pauses are patience without end", async () => {
+  const retryOptions = { retries: Infinity, minTimeout: 0, maxTimeout: 0 };
+  const mutex = new RedisMutex({ client: memory(), retryOptions });
+  const { unlock } = await mutex.lock("report");
+  await unlock();
+});
+
+test("an owner's value is in no message", async () => {
+  const lock = new Lock({ id: "report", redis: redlock(three()) });
+  for (const uuid of ["a secret", wrong({ toString: () => "a secret" })]) {
+    const error = await assertRejects(() => lock.acquire({ uuid }), Error);
+    assertEquals(error.message.includes("secret"), false);
+  }
+});
+
+test("a first no of servers that aren't ready is waited over, by the older API, too", async () => {
+  const members = three().map((member, i) => {
+    let isReady = i === 0;
+    return new Proxy(member, {
+      get(target, name) {
+        const value = Reflect.get(target, name);
+        if (typeof value !== "function") return value;
+        return (...args: unknown[]) => {
+          if (isReady || name !== "tryAcquire") {
+            return value.apply(target, args);
+          }
+          isReady = true;
+          const text = "Cannot acquire: the server answered LOADING";
+          return Promise.reject(
+            new LockBackendError("report", text, undefined, "LOADING"),
+          );
+        };
+      },
+    });
+  });
+  const lock = await new Redlock(members).acquire("report", 5_000);
+  assertEquals(await lock?.release(), true);
+});

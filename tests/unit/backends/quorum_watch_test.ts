@@ -299,21 +299,48 @@ story(
   },
 );
 
-story("where the servers fail, all of a process are told", async (world) => {
+story(
+  "who has had an answer waits for the servers to come back",
+  async (world) => {
+    const here = world.process();
+    const first = await world.wait(world.process());
+    await settle();
+    const waiting = [1, 2, 3].map(() => world.wait(here));
+    const brief = world.wait(here, { waitMs: 2_000 }).catch((error) => error);
+    await settle();
+    for (const server of world.servers) server.state = "frozen";
+    await world.clock.advance(3_000);
+    assertInstanceOf(await now(brief), LockBackendError);
+    for (const one of waiting) assertEquals(await now(one), "pending");
+    for (const server of world.servers) server.state = "well";
+    await settle();
+    let holder = first;
+    for (const next of waiting) {
+      await holder.release();
+      // Nobody need have been noted: the next finds it by itself.
+      await world.clock.advance(NEXT_TRY_MS + LIMIT_MS);
+      holder = await held(next);
+    }
+    await holder.release();
+  },
+);
+
+story("why one gives up is no reason for the others", async (world) => {
   const here = world.process();
   const first = await world.wait(world.process());
   await settle();
-  const waiting = [1, 2, 3].map(() => world.wait(here).catch((error) => error));
+  const call = new AbortController();
+  const one = world.wait(here, { signal: call.signal }).catch((error) => error);
   await settle();
-  for (const server of world.servers) server.state = "frozen";
-  // By the first who asks, once: not one after the other.
-  await world.clock.advance(NEXT_TRY_MS + LIMIT_MS);
-  for (const one of waiting) {
-    assertInstanceOf(await now(one), LockBackendError);
-  }
-  for (const server of world.servers) server.state = "well";
+  const other = world.wait(here);
   await settle();
+  const reason = new LockBackendError("elsewhere", "Something else failed");
+  call.abort(reason);
+  assertStrictEquals(await now(one), reason);
+  assertEquals(await now(other), "pending");
   await first.release();
+  await world.clock.advance(NEXT_TRY_MS);
+  await (await held(other)).release();
 });
 
 story("fencing tokens rise from one who waited to the next", async (world) => {

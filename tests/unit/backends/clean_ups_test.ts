@@ -1,0 +1,54 @@
+/** What is owed to a server that is away: little is asked of it until it is back. */
+import { assert, assertEquals } from "@std/assert";
+
+import { CleanUps } from "../../../src/backends/clean_up.ts";
+import { test, timersEnd } from "../../support/test.ts";
+import { until } from "../../support/until.ts";
+
+/** Things to undo, and how often each was tried, while nobody answers. */
+function away(count: number) {
+  let isAway = true;
+  const tries = new Map<string, number>();
+  const cleanUps = new CleanUps(() => false);
+  const names = Array.from({ length: count }, (_, i) => `${i}`);
+  const owe = (name: string, forMs = 60_000) =>
+    cleanUps.add(name, forMs, () => {
+      tries.set(name, (tries.get(name) ?? 0) + 1);
+      return isAway ? Promise.reject(new Error("away")) : Promise.resolve();
+    });
+  const sum = () => [...tries.values()].reduce((sum, one) => sum + one, 0);
+  return { cleanUps, names, tries, owe, sum, back: () => isAway = false };
+}
+
+test("a server that is away is asked for one thing at a time", async () => {
+  const { names, owe, sum, back, cleanUps } = away(50);
+  for (const name of names) owe(name);
+  await until("it was asked again", () => sum() >= 53);
+  // Each in its turn, with a pause before the next.
+  assert(sum() < 60, `${sum()} times`);
+  back();
+  await until("all is done", () => cleanUps.isEmpty);
+  await timersEnd();
+});
+
+test("once it answers all is done at once", async () => {
+  const { names, tries, owe, sum, back, cleanUps } = away(20);
+  for (const name of names) owe(name);
+  await until("it was asked again", () => sum() > 20);
+  back();
+  await until("all is done", () => cleanUps.isEmpty);
+  for (const name of names) assert(tries.get(name)! <= 5);
+});
+
+test("what has undone itself is asked for no more", async () => {
+  const { cleanUps, owe, tries } = away(2);
+  owe("soon", 30);
+  owe("later");
+  await until("the first is over", () => tries.get("later")! > 6);
+  const asked = tries.get("soon")!;
+  await until("the other is asked for", () => tries.get("later")! > 8);
+  assertEquals(tries.get("soon"), asked);
+  cleanUps.callOff("later");
+  assert(cleanUps.isEmpty);
+  await timersEnd();
+});
