@@ -245,7 +245,7 @@ async function takeSeveral(
     if (isUnhurried) until = clock.now() + waitMs;
   }
   // Renewed while we wait for the others, whatever becomes of it afterwards.
-  const meanwhile = { ...settings, autoExtend: true };
+  const meanwhile = { ...settings, autoExtend: true, maxHoldMs: Infinity };
   const taken: DistributedLock[] = [];
   const keepers: Keeper[] = [];
   try {
@@ -261,8 +261,8 @@ async function takeSeveral(
       keepers.push(answer);
       taken.push(handle(answer));
     }
+    for (const keeper of keepers) keeper.begin(settings);
     if (!settings.autoExtend) {
-      for (const keeper of keepers) keeper.keepOn(settings);
       await Promise.all(taken.map((lock) => lock.extend()));
     }
     for (const lock of taken) lock.assertHeld();
@@ -585,7 +585,10 @@ export class DistributedLock implements AsyncDisposable {
       this.#backend = on.backend;
       this.#keeper = on;
       this.#claim = on.claim;
-      this.#terms = on.terms;
+      // What ended the waiting says nothing of another try.
+      this.#terms = on.terms.signal === undefined
+        ? on.terms
+        : { ...on.terms, signal: undefined };
       return;
     }
     this.#terms = PLAIN;
@@ -1019,6 +1022,8 @@ export class DistributedLock implements AsyncDisposable {
     if (this.#others !== ALONE) {
       json.others = this.#others.map((other) => other.toJSON());
     }
+    keeper.turn?.drop(owner);
+    keeper.turn = undefined;
     keeper.release();
     this.#mayBeThere = false;
     this.#wasHandedOver = true;

@@ -62,6 +62,7 @@ export class CleanUps {
     }, () => {
       debt.underWay = undefined;
       if (this.#debts.get(name) !== debt) return;
+      if (this.#isClosed()) return this.#drop(name);
       // Behind the others, which may be asked for sooner.
       this.#debts.delete(name);
       this.#debts.set(name, debt);

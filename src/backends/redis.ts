@@ -136,9 +136,12 @@ export class RedisBackend implements Backend {
       this.#departures = new Departures(port);
     }
     if (port.isCluster) {
-      // By the tag, and not by the slot: the client may put a prefix before it.
-      this.areTogether = ([first, ...others]) =>
-        others.every((key) => tagOf(key) === tagOf(first));
+      const { keyPrefix = "" } = port;
+      // By the tag, and not by the slot: not every prefix can be known.
+      this.areTogether = ([first, ...others]) => {
+        const tag = tagOf(keyPrefix + first);
+        return others.every((key) => tagOf(keyPrefix + key) === tag);
+      };
     }
   }
 

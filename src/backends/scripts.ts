@@ -883,7 +883,7 @@ if #wanted < 1000 and string.find(ARGV[1], "^%d+ 0 ") and
   for i, member in ipairs(ARGV) do
     local ttl, owner = string.match(member, "^(%d+) 0 (.*)$")
     redis.call("SET", KEYS[3 * i - 2], owner, "PX", ttl)
-    tokens[i] = ""
+    tokens[i] = "-"
   end
   return {1, tokens}
 end

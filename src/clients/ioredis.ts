@@ -86,10 +86,7 @@ export function ioredis(ioredisClient: IoredisClient): Port {
     // A new socket for each reconnect.
     connection: client.isCluster ? connectionsOf(client) : () => client.stream,
     keyPrefix: client.isCluster ? client.options?.keyPrefix : undefined,
-    // Of one that was closed while it was on its way back this is the last word.
-    isClosed: () =>
-      client.status === "end" ||
-      client.status === "reconnecting" && client.manuallyClosing === true,
+    isClosed: () => isClosed(client),
     isCluster: client.isCluster ?? false,
     listen: (channel, listener) => listen(client, channel, listener),
     async *scan(pattern) {
@@ -117,6 +114,12 @@ export function ioredis(ioredisClient: IoredisClient): Port {
   };
 }
 
+/** Of one that was closed while it was on its way back there is no last word. */
+function isClosed({ status, manuallyClosing }: Commands): boolean {
+  return status === "end" ||
+    status === "reconnecting" && manuallyClosing === true;
+}
+
 /**
  * The sockets of a Cluster, as something that is another once one of those that
  * we have seen is another, or gone. Each is opened at its first command.
@@ -126,7 +129,7 @@ function connectionsOf(cluster: Commands): () => unknown {
   return () => {
     const now = new Map<Commands, unknown>();
     for (const node of cluster.nodes!("master")) {
-      if (node.stream) now.set(node, node.stream);
+      if (node.status === "ready") now.set(node, node.stream);
     }
     for (const [node, stream] of seen) {
       if (now.get(node) !== stream) return seen = now;
@@ -180,7 +183,12 @@ function listen(
       (node, listener) => listenAt(node, channel, listener, true),
       listener,
     )
-    : listenAt(client, channel, { ...listener, onGone() {} }, false);
+    : listenAt(
+      client,
+      channel,
+      { ...listener, onGone() {}, onClosed: () => closed() },
+      false,
+    );
   const close = () => {
     client.off("end", closed);
     hangUp();
@@ -226,6 +234,9 @@ function listenAt(
   });
   ear.on("end", () => {
     if (isOpen) listener.onGone();
+  });
+  ear.on("close", () => {
+    if (isOpen && !isOneOfMany && isClosed(node)) listener.onClosed();
   });
   ear.connect().catch(() => {});
   return () => {

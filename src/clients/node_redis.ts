@@ -56,7 +56,7 @@ interface Extras {
   };
   readonly masters?: readonly { readonly address: string }[];
   readonly options?: { socket?: object; keyPrefix?: unknown };
-  /** Of a Cluster, since version 6. */
+  /** Since version 6. */
   readonly _keyPrefix?: unknown;
   sendCommand?(words: string[]): Promise<unknown>;
   destroy?(): void;
@@ -170,15 +170,22 @@ function portOf(client: NodeRedisClient, extras: Extras): Port {
       listen: (channel, listener) => listen(extras, channel, listener),
     },
     async *scan(pattern) {
+      // SCAN is not told of the prefix that all other commands get.
+      const prefix = String(extras._keyPrefix ?? "");
       const nodes = extras.masters?.map((node) => extras.nodeClient!(node)) ??
         [extras];
       for (const node of nodes) {
         const one = await node;
         let cursor = "0";
         do {
-          const options = { MATCH: pattern, COUNT: SCAN_COUNT, TYPE: "string" };
+          const options = {
+            MATCH: prefix + pattern,
+            COUNT: SCAN_COUNT,
+            TYPE: "string",
+          };
           const reply = await one.scan!(cursor, options);
-          yield reply.keys;
+          // As text: a client may be told to give bytes.
+          yield reply.keys.map((key) => String(key).slice(prefix.length));
           cursor = String(reply.cursor);
         } while (cursor !== "0");
       }

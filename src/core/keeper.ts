@@ -18,7 +18,12 @@ import {
   type Verdict,
 } from "./backend.ts";
 import { type Clock, type Moment, moment, within } from "./clock.ts";
-import { LockBackendError, LockLostError, type LossReason } from "./errors.ts";
+import {
+  isPassing,
+  LockBackendError,
+  LockLostError,
+  type LossReason,
+} from "./errors.ts";
 import { type LockEvent, tell } from "./events.ts";
 import { labelOf } from "./keys.ts";
 import { driftMs } from "./options.ts";
@@ -41,6 +46,9 @@ export interface Terms {
 
 /** Two clocks that are read one after the other differ by this much at least. */
 const UNSURE_MS = 20;
+
+/** How soon to ask again which of two clocks is right, at first. */
+const DOUBT_FIRST_MS = 50;
 
 /** A lease: when it was asked for, and for how long. */
 export interface Lease {
@@ -69,7 +77,7 @@ export class Keeper {
   turn: LocalTurn | undefined;
   readonly #clock: Clock;
   /** When the hold began. */
-  readonly #since: Moment;
+  #since: Moment;
   /** The lease that counts: when it was asked for, and for how long. */
   #asked: Moment;
   #ttlMs: number;
@@ -80,6 +88,8 @@ export class Keeper {
   #isInDoubt = false;
   /** Why the last extension was not answered: not yet, or by an error. */
   #unanswered: LockBackendError | "pending" | undefined;
+  /** Settles once none of the renewals in the background is under way. */
+  #renewing: Promise<void> | undefined;
   /** Settles once no extension is under way. */
   #underWay: Promise<unknown> | undefined;
   /** How many extensions by hand are, and when the last was sent. */
@@ -182,6 +192,13 @@ export class Keeper {
     else if (this.remainingMs > 0) this.#plan();
   }
 
+  /** The hold begins now, on these terms: what was before was waiting. */
+  begin(terms: Terms): void {
+    this.#since = moment(this.#clock);
+    this.keepOn(terms);
+    this.watch();
+  }
+
   /** The lease that counts, while it is held. Judges. */
   get lease(): Lease | undefined {
     if (this.remainingMs === 0) return undefined;
@@ -213,6 +230,17 @@ export class Keeper {
   /** Whether it is being extended by hand: then renewal keeps out of the way. */
   get isBeingExtended(): boolean {
     return this.#byHand > 0;
+  }
+
+  /** The same in the background. */
+  isBeingRenewed(extension: Promise<unknown>): void {
+    const all = Promise.all([this.#renewing, extension])
+      .then(() => {}, () => {});
+    this.#renewing = all;
+    void all.then(() => {
+      if (this.#renewing === all) this.#renewing = undefined;
+    });
+    this.isUnderWay(extension);
   }
 
   /** An extension is under way; others wait for it, or on the way to the server
@@ -263,12 +291,17 @@ export class Keeper {
     const before = this.#underWay;
     const turn = (async () => {
       await before;
-      return this.remainingMs === 0 ? undefined : await extend();
+      // Renewed meanwhile, as what is under way may never be answered.
+      while (this.#renewing !== undefined) await this.#renewing;
+      if (this.remainingMs === 0) return undefined;
+      this.#byHand++;
+      try {
+        return await extend();
+      } finally {
+        this.#byHand--;
+      }
     })();
-    this.#byHand++;
     this.isUnderWay(turn);
-    const isDone = () => void this.#byHand--;
-    turn.then(isDone, isDone);
     const { key } = this.claim;
     // A server that says nothing is waited for until the loss, and no longer.
     const limitMs = this.remainingMs;
@@ -469,10 +502,20 @@ export class Keeper {
       // No longer than is left in the best case: a loss must be told.
       const limitMs = this.#validMs - (asked.now - this.#asked.now);
       standing = await within(this.#clock, limitMs, async () => {
-        // Overtaken by us, an extension to less could still come after.
-        await this.#underWay;
-        asked = moment(this.#clock);
-        return await this.backend.inquire(this.claim);
+        for (let pauseMs = DOUBT_FIRST_MS;; pauseMs *= 2) {
+          // Overtaken by us, an extension to less could still come after.
+          await this.#underWay;
+          asked = moment(this.#clock);
+          try {
+            return await this.backend.inquire(this.claim);
+          } catch (cause) {
+            const isSilence = cause instanceof LockBackendError &&
+              (cause.reply === undefined || isPassing(cause));
+            if (!isSilence || !this.#isInDoubt) throw cause;
+          }
+          // A machine that was asleep may have no network yet.
+          await new Promise<void>((go) => this.#clock.setTimer(go, pauseMs));
+        }
       });
     } catch (cause) {
       if (this.#isInDoubt) this.lose("unreachable", cause);

@@ -17,6 +17,12 @@ export interface Renewed {
   dueAt: number;
 }
 
+/** What the steps of a renewal are a part of: of one that was extended for long,
+ * the lease that it is renewed with, as it is due when so much is left. */
+function leaseOf({ leaseMs, claim }: Keeper): number {
+  return Math.min(leaseMs, claim.ttlMs);
+}
+
 /** The renewal of each backend that has something to renew. */
 const renewals = new WeakMap<Backend, Renewal>();
 
@@ -113,7 +119,7 @@ export class Renewal {
     const isTime = [...this.#all].some(({ dueAt }) => dueAt <= now);
     for (const renewed of this.#all) {
       const { keeper, dueAt } = renewed;
-      const { leaseMs } = keeper;
+      const leaseMs = leaseOf(keeper);
       // Judged before it is renewed: after a stall it may be too late.
       if (keeper.loss !== undefined) continue;
       let again = dueAt;
@@ -138,13 +144,13 @@ export class Renewal {
     const claims = keepers.map(({ claim }) => claim);
     const asked = keepers.map((keeper) => keeper.asks(keeper.claim.ttlMs));
     const extension = extendAll(this.#backend, claims);
-    for (const keeper of keepers) keeper.isUnderWay(extension);
+    for (const keeper of keepers) keeper.isBeingRenewed(extension);
     const answers = await extension;
     for (const [i, keeper] of keepers.entries()) {
       const { ttlMs } = keeper.claim;
       keeper.answered(answers[i], asked[i], ttlMs);
       if (typeof answers[i] !== "string" && keeper.renewed !== undefined) {
-        this.plan(keeper, this.#clock.now() + keeper.leaseMs / 12);
+        this.plan(keeper, this.#clock.now() + leaseOf(keeper) / 12);
       }
     }
   }

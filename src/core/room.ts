@@ -892,10 +892,16 @@ export class Room {
     this.#line.close?.();
   }
 
-  /** Who still waits learns of it by the answer, which comes at once. */
+  /** Nobody who still waits can be served any more. */
   #onClosed(): void {
     this.#hangUp();
-    this.#onGap();
+    // What is asked now may have no answer, ever.
+    for (const party of [...this.#standing.values()]) {
+      const what = "the client was closed";
+      const message = `Cannot wait for "${party.key}": ${what}`;
+      const error = new LockBackendError(party.key, message);
+      this.#fail(party, party.wish!, error);
+    }
   }
 
   /** We were called: the server's clock says since when the lease counts. */

@@ -268,6 +268,9 @@ for (const kind of ["ioredis", "redis"]) {
         const plain = await acquireLock(on, key);
         assertEquals(await plain.release(), true);
       }
+      // Of one slot by their tags, and not with what is put before them.
+      const both = await acquireLock(on, ["alike", "{alike}"], { waitMs: 500 });
+      assertEquals(await both.release(), true);
       await close();
     },
     PATIENT,

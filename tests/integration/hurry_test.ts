@@ -2,11 +2,7 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { Redis } from "ioredis";
 
-import {
-  acquireLock,
-  type CommandFunction,
-  LockBackendError,
-} from "@dreamer/utils/lock";
+import { acquireLock, LockBackendError } from "@dreamer/utils/lock";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
 import { stall } from "../support/stall.ts";
 import { after, before, test } from "../support/test.ts";
@@ -64,27 +60,6 @@ test(
       const lock = await asking;
       assertEquals(lock !== null, isFree, String(keys));
       await lock?.release();
-    }
-    await taken.release();
-    client.disconnect();
-  },
-  LATE,
-);
-
-test(
-  "little patience is not less than none, also for several keys",
-  async () => {
-    const client = new Redis(server.url);
-    const taken = await acquireLock(client, "slow:taken");
-    const send: CommandFunction = async ([name, ...words]) => {
-      await new Promise((go) => setTimeout(go, 6));
-      return await client.call(name, ...words);
-    };
-    for (const keys of ["slow:taken", ["slow:other", "slow:taken"]]) {
-      for (const waitMs of [0, 1, 3]) {
-        const hurry = { waitMs, throwOnFail: false } as const;
-        assertEquals(await acquireLock(send, keys, hurry), null);
-      }
     }
     await taken.release();
     client.disconnect();

@@ -119,3 +119,30 @@ test("half a character in a label is told as the server would have it", async ()
   });
   assertEquals((await inspectLock(on, lock.key)).label, "web \ufffd");
 });
+
+test("little patience is not less than none, also for several keys", async () => {
+  const clock = new FakeClock();
+  const world = memory({ clock });
+  const taken = await acquireLock(world, "taken", { ttl: 60 });
+  // Every answer takes its time.
+  const slow = new Proxy(world, {
+    get(target, name) {
+      const value = Reflect.get(target, name);
+      const isAttempt = String(name).startsWith("tryAcquire");
+      if (!isAttempt || value === undefined) return value;
+      return async (...args: unknown[]) => {
+        await new Promise<void>((go) => clock.setTimer(go, 6));
+        return value.apply(target, args);
+      };
+    },
+  });
+  for (const keys of ["taken", ["other", "taken"]]) {
+    for (const waitMs of [0, 1, 3]) {
+      const hurry = { waitMs, throwOnFail: false } as const;
+      const asking = acquireLock(slow, keys, hurry);
+      await clock.advance(100);
+      assertEquals(await asking, null);
+    }
+  }
+  await taken.release();
+});

@@ -1,0 +1,128 @@
+/** Words of a server that come late or never, to a hold that is kept. */
+import { assert, assertEquals, assertRejects } from "@std/assert";
+
+import {
+  acquireLock,
+  type Backend,
+  DistributedLock,
+  LockBackendError,
+} from "@dreamer/utils/lock";
+import { memory } from "@dreamer/utils/lock/memory";
+import { FakeClock, settle } from "../../support/fake_clock.ts";
+import { test } from "../../support/test.ts";
+
+/** A backend that does with `name` what `instead` says, by its number. */
+function changed<Name extends "extend" | "inquire">(
+  on: Backend,
+  name: Name,
+  instead: (nth: number) => Promise<never> | undefined,
+): Backend {
+  let nth = 0;
+  return new Proxy(on, {
+    get(target, member) {
+      const value = Reflect.get(target, member);
+      if (typeof value !== "function") return value;
+      return (...args: unknown[]) => {
+        const answer = member === name ? instead(++nth) : undefined;
+        return answer ?? value.apply(target, args);
+      };
+    },
+  });
+}
+
+const never = () => new Promise<never>(() => {});
+const silence = () =>
+  Promise.reject(new LockBackendError("k", "Cannot ask: no answer"));
+
+test("one lost renewal does not lose a lock that was extended for long", async () => {
+  for (const lost of [never, silence]) {
+    const clock = new FakeClock();
+    const on = changed(
+      memory({ clock }),
+      "extend",
+      (nth) => nth === 2 ? lost() : undefined,
+    );
+    const lock = await acquireLock(on, "k", { ttl: 1, autoExtend: true });
+    await lock.extend(12);
+    await clock.advance(60_000);
+    assert(lock.isAcquired());
+    await lock.release();
+  }
+});
+
+test("a long extension is not cut short because others are renewed", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const options = { ttl: 1, autoExtend: true };
+  const other = await acquireLock(on, "other", options);
+  const lock = await acquireLock(on, "k", options);
+  await lock.extend(12);
+  await clock.advance(9_000);
+  assert(lock.remainingMs > 2_000, `${lock.remainingMs} ms`);
+  await Promise.all([lock.release(), other.release()]);
+});
+
+test("an extension by hand behind one without an answer loses nothing", async () => {
+  const clock = new FakeClock();
+  const on = changed(
+    memory({ clock }),
+    "extend",
+    (nth) => nth === 1 ? never() : undefined,
+  );
+  const lock = await acquireLock(on, "k", { ttl: 2, autoExtend: true });
+  await clock.advance(3_000);
+  const extending = assertRejects(() => lock.extend(2), LockBackendError);
+  await clock.advance(3_000);
+  await extending;
+  assert(lock.isAcquired());
+  await lock.release();
+});
+
+test("two clocks in doubt outlast a server that is not ready", async () => {
+  const clock = new FakeClock();
+  const on = changed(
+    memory({ clock }),
+    "inquire",
+    (nth) => nth < 4 ? silence() : undefined,
+  );
+  const lock = await acquireLock(on, "k", { ttl: 10 });
+  clock.stepWall(3_600_000);
+  assertEquals(lock.isAcquired(), false, "in doubt");
+  await clock.advance(1_000);
+  assert(lock.isAcquired());
+  await lock.release();
+});
+
+test("maxHoldMs counts from when all of several keys are held", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const before = await acquireLock(on, "b", { ttl: 10 });
+  const taking = acquireLock(on, ["a", "b"], {
+    ...{ ttl: 10, waitMs: 5_000, maxHoldMs: 300 },
+  });
+  await settle();
+  await clock.advance(1_000);
+  await before.release();
+  const lock = await taking;
+  assert(lock.remainingMs > 250, `${lock.remainingMs} ms`);
+  await clock.advance(300);
+  assertEquals(lock.isAcquired(), false);
+  await lock.release();
+});
+
+test("what ended the waiting says nothing of another try by hand", async () => {
+  const call = new AbortController();
+  const lock = await acquireLock(memory(), "k", { signal: call.signal });
+  await lock.release();
+  call.abort(new Error("too late"));
+  assertEquals(await lock.acquire(), true);
+  await lock.release();
+});
+
+test("several keys without tokens have none, and can be gone on with", async () => {
+  const on = memory();
+  const lock = await acquireLock(on, ["a", "b"]);
+  assertEquals(lock.fencingToken, undefined);
+  const again = await DistributedLock.resume(on, JSON.stringify(lock));
+  assertEquals(await again.release(), true);
+});
