@@ -884,14 +884,16 @@ type Companion = "line" | "watch" | "fence" | "seen" | "burst";
  * a brace can't be made a tag itself: then a tag stands for its slot.
  */
 function companion(
-  { keyPrefix = "" }: Port,
+  { keyPrefix }: Port,
   key: string,
   what: Companion,
 ): string {
-  // What the client puts before both counts as well, unless it has a tag.
-  const whole = keyPrefix + key;
-  if (keyPrefix !== "" && tagOf(whole) === whole) {
-    return `{${tagFor(slotOf(whole))}}:${key}:${what}`;
+  if (keyPrefix) {
+    // What the client puts before both counts as well, unless it has a tag.
+    const whole = keyPrefix + key;
+    if (tagOf(whole) === whole) {
+      return `{${tagFor(slotOf(whole))}}:${key}:${what}`;
+    }
   }
   if (!key.includes("}")) return `{${key}}:${what}`;
   return tagOf(key) === key

@@ -813,23 +813,42 @@ export function runThen<
       runThen(port, script, keys, args, then, fail)
     );
   }
-  const { sha } = script;
-  const evalByDigest = () => port.evalSha!(sha, keys, args);
-  return attempt(evalByDigest).then(decoded, (error) => {
+  let reply: Promise<unknown>;
+  try {
+    reply = port.evalSha(script.sha, keys, args);
+  } catch (cause) {
+    reply = Promise.reject(cause);
+  }
+  return reply.then(decoded, (error) => {
     if (!/NOSCRIPT|NoScriptError/.test(String(error))) return fail(error);
-    // Thousands may have been sent before the first is told: one brings it.
-    const under = loading.get(script);
-    const evalAgain = () => attempt(() => port.eval(script.lua, keys, args));
-    if (under?.port === port) {
-      return under.done.then(evalByDigest).catch(evalAgain).then(decoded, fail);
-    }
-    const reply = evalAgain();
-    const done = reply.then(() => {}, () => {}).then(() => {
-      loading.delete(script);
-    });
-    loading.set(script, { port, done });
-    return reply.then(decoded, fail);
+    return runInFull(port, script, keys, args).then(decoded, fail);
   });
+}
+
+/** The reply to a script that the server has not seen. */
+function runInFull<
+  Keys extends readonly string[],
+  Args extends readonly string[],
+  Result,
+>(
+  port: Port,
+  script: Script<Keys, Args, Result>,
+  keys: Values<Keys>,
+  args: Values<Args>,
+): Promise<unknown> {
+  const evalInFull = () => attempt(() => port.eval(script.lua, keys, args));
+  // Thousands may have been sent before the first is told: one brings it.
+  const under = loading.get(script);
+  if (under?.port === port) {
+    return under.done.then(() => port.evalSha!(script.sha!, keys, args))
+      .catch(evalInFull);
+  }
+  const reply = evalInFull();
+  const done = reply.then(() => {}, () => {}).then(() => {
+    loading.delete(script);
+  });
+  loading.set(script, { port, done });
+  return reply;
 }
 
 /** Somebody's wrapper may throw where a client rejects. */
