@@ -287,6 +287,9 @@ async function takeAgain({ step, program, words, path, count, complaint }) {
       `${count} failed among others, ${alone || "none"} alone`,
   );
   for (const name of namesIn(complaint, path)) console.log(`     ${name}`);
+  // Why, in a few words: another time it may be no matter of load.
+  const why = complaint.match(/\b\w*[Ee]rror: .*$/gm) ?? [];
+  for (const line of new Set(why.slice(0, 3))) console.log(`       ${line}`);
   if (alone > 0) console.log(`${complaint}\n${output.trimEnd()}`);
 }
 
