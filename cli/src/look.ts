@@ -14,7 +14,7 @@ import { codeOf } from "./command.ts";
 import { EXIT, Failure, misused } from "./failure.ts";
 import { nameOf, showHolder } from "./report.ts";
 import { reasonOf, type Servers } from "./servers.ts";
-import { safe, showDuration, showSince, table } from "./text.ts";
+import { FURTHEST_MS, safe, showDuration, showSince, table } from "./text.ts";
 
 /** A server that has not answered by then is taken for one that doesn't. */
 const ANSWER_MS = 10_000;
@@ -81,9 +81,6 @@ export async function free(
   else print(`nobody holds "${safe(key)}"\n`);
   return freed ? 0 : EXIT.notHeld;
 }
-
-/** The furthest that a timer can look ahead. */
-const FURTHEST_MS = 2 ** 31 - 1;
 
 /** Shows what is held, again and again, until a signal ends it. */
 export async function watch(

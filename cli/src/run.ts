@@ -18,7 +18,7 @@ import { codeOf, type Command, SIGNALS, start } from "./command.ts";
 import { EXIT, Failure } from "./failure.ts";
 import { Reporter, showHolder, showHolderSince } from "./report.ts";
 import { connectTo, type Place, reasonOf, type Servers } from "./servers.ts";
-import { showDuration } from "./text.ts";
+import { FURTHEST_MS, showDuration } from "./text.ts";
 
 /** What is to be done. */
 export interface Errand {
@@ -45,8 +45,6 @@ export interface Errand {
 const RELEASE_MS = 2_000;
 /** For so long one looks who holds it, to say so. */
 const LOOK_LIMIT_MS = 500;
-/** The furthest that a timer can look ahead. */
-const FURTHEST_MS = 2 ** 31 - 1;
 /** Who waits at a terminal sees who holds it as of so long ago. */
 const LOOK_MS = 1_000;
 /** For so long one waits before that is worth a line. */

@@ -8,6 +8,9 @@ const UNITS: Record<string, number> = {
   d: 86_400_000,
 };
 
+/** The furthest that a timer can look ahead; beyond, it fires at once. */
+export const FURTHEST_MS = 2 ** 31 - 1;
+
 /** `250ms`, `30s`, `1h30m` in milliseconds; `undefined` for anything else. */
 export function readDuration(text: string): number | undefined {
   if (text === "0") return 0;
