@@ -94,7 +94,6 @@ export async function watch(
   let wake = () => {};
   let ended: string | undefined;
   let end = (): void => {};
-  const isOver = new Promise<void>((resolve) => end = resolve);
   const stop = (signal: string) => {
     ended = signal;
     end();
@@ -111,6 +110,8 @@ export async function watch(
     while (ended === undefined) {
       // A server that says nothing keeps nobody here.
       const looking = locksOf(servers, pattern, view.all);
+      // One for each look: a promise that stays keeps all that it raced with.
+      const isOver = new Promise<void>((resolve) => end = resolve);
       const locks = await Promise.race([looking, isOver]);
       looking.catch(() => {});
       if (locks === undefined || ended !== undefined) break;

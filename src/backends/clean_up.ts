@@ -101,6 +101,9 @@ export class CleanUps {
           this.#settle(name, debt);
         }
       }
+      // The one that was asked for may never be answered.
+      const isOwed = ({ underWay }: Debt) => underWay === undefined;
+      if ([...this.#debts.values()].some(isOwed)) this.#settleLater();
     }, this.#pauseMs);
   }
 }

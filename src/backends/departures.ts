@@ -4,9 +4,10 @@
  * of what each costs is the command, for the client as for the server.
  *
  * A moment is what is left of this turn of the event loop's microtasks: nothing
- * waits any longer. Only who has just released many is made to wait for that:
- * to be gathered alone would cost, and whoever releases some locks and then, in
- * the same breath, closes the client, means them to go before that.
+ * waits any longer. Only who has just released many is made to wait for that,
+ * and then not with the first: to be gathered alone would cost, and whoever
+ * releases some locks and then, in the same breath, closes the client, means them
+ * to go before that.
  */
 
 import type { Port } from "../clients/port.ts";
@@ -84,13 +85,14 @@ export class Departures {
     then: (verdict: Verdict | "wanted") => T | Promise<T>,
     fail: (cause: unknown) => T | Promise<T>,
   ): Promise<T> {
-    if (++this.#count === 1) {
+    const isAlone = ++this.#count === 1 && !isFirst;
+    if (this.#count === 1) {
       void settled.then(this.#leave);
       this.#isGathering = this.#busyAt > 0 &&
         systemClock.now() - this.#busyAt < BUSY_MS;
     }
     this.#isGathering ||= isFirst;
-    if (!this.#isGathering) {
+    if (isAlone || !this.#isGathering) {
       return runThen(this.#port, RELEASE, [key, line], [owner], then, fail);
     }
     this.before(key);

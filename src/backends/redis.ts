@@ -444,6 +444,10 @@ export class RedisBackend implements Backend {
     this.#departures?.flush();
   }
 
+  isClosed(): boolean {
+    return this.#port.isClosed?.() ?? false;
+  }
+
   /** What an answer to a release that is about to be sent comes to. */
   #verdictOn(
     hold: Hold,

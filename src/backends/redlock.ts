@@ -362,6 +362,11 @@ export class RedlockBackend implements Backend {
     );
   }
 
+  isClosed(): boolean {
+    return count(this.#members, (member) => member.isClosed?.() ?? false) >
+      this.#members.length - this.#majority;
+  }
+
   release(hold: Hold): Promise<Verdict> {
     const { key, owner } = hold;
     const members = this.#members;

@@ -4,6 +4,7 @@ import {
   INVALIDATED,
   listenAtAll,
   type Listener,
+  literal,
   type NodeListener,
   type Port,
   SCAN_COUNT,
@@ -100,7 +101,7 @@ export function ioredis(ioredisClient: IoredisClient): Port {
           const [next, keys] = await node.scan(
             cursor,
             "MATCH",
-            prefix + pattern,
+            literal(prefix) + pattern,
             "COUNT",
             SCAN_COUNT,
             "TYPE",

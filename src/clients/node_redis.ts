@@ -10,6 +10,7 @@ import {
   INVALIDATED,
   listenAtAll,
   type Listener,
+  literal,
   type NodeListener,
   type Port,
   SCAN_COUNT,
@@ -179,7 +180,7 @@ function portOf(client: NodeRedisClient, extras: Extras): Port {
         let cursor = "0";
         do {
           const options = {
-            MATCH: prefix + pattern,
+            MATCH: literal(prefix) + pattern,
             COUNT: SCAN_COUNT,
             TYPE: "string",
           };

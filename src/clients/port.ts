@@ -3,6 +3,11 @@
 /** How many keys a SCAN looks at before it lets others go first. */
 export const SCAN_COUNT = 500;
 
+/** A text as it is in a pattern where it means itself. */
+export function literal(text: string): string {
+  return text.replace(/[\\*?[\]]/g, "\\$&");
+}
+
 /** Who listens on a channel. */
 export interface Listener {
   /** A message came. */

@@ -179,6 +179,8 @@ export interface Backend {
    * it came about: tried again until it is known to be gone or has expired.
    */
   discard(claim: Claim): void;
+  /** Whether there is nobody to ask any more: its client was closed for good. */
+  isClosed?(): boolean;
   /** The lines before its keys; without it, who waits asks again and again. */
   readonly line?: Line | undefined;
   /** Finds out whether there are lines, where that is not plain to see. */

@@ -97,6 +97,8 @@ export class Keeper {
   #sentByHand: Moment | undefined;
   #controller: AbortController | undefined;
   #callOff: (() => void) | undefined;
+  /** What looks again which of two clocks is right. */
+  #callOffDoubt: (() => void) | undefined;
   /** Its place among those that are renewed: kept for it by renewal.ts. */
   renewed: Renewed | undefined;
 
@@ -289,16 +291,25 @@ export class Keeper {
     extend: () => Promise<Verdict | LockBackendError | undefined>,
   ): Promise<void> {
     const before = this.#underWay;
+    let isAhead = true;
+    let isLate = false;
+    const letGo = () => {
+      if (isAhead) this.#byHand--;
+      isAhead = false;
+    };
+    this.#byHand++;
     const turn = (async () => {
-      await before;
-      // Renewed meanwhile, as what is under way may never be answered.
-      while (this.#renewing !== undefined) await this.#renewing;
-      if (this.remainingMs === 0) return undefined;
-      this.#byHand++;
+      // What is under way may never be answered: then the renewal goes on.
+      const callOff = before && this.#clock.setTimer(letGo, this.#ttlMs / 3);
       try {
-        return await extend();
+        await before;
+        if (!isAhead) this.#byHand++;
+        isAhead = true;
+        while (this.#renewing !== undefined) await this.#renewing;
+        return isLate || this.remainingMs === 0 ? undefined : await extend();
       } finally {
-        this.#byHand--;
+        callOff?.();
+        letGo();
       }
     })();
     this.isUnderWay(turn);
@@ -307,6 +318,7 @@ export class Keeper {
     const limitMs = this.remainingMs;
     const answer = await within(this.#clock, limitMs, () => turn)
       .catch((cause) => {
+        isLate = true;
         const text = `Cannot extend "${key}": ${cause.message}`;
         return new LockBackendError(key, text);
       });
@@ -511,10 +523,12 @@ export class Keeper {
           } catch (cause) {
             const isSilence = cause instanceof LockBackendError &&
               (cause.reply === undefined || isPassing(cause));
-            if (!isSilence || !this.#isInDoubt) throw cause;
+            if (!isSilence || this.#isEnded) throw cause;
           }
           // A machine that was asleep may have no network yet.
-          await new Promise<void>((go) => this.#clock.setTimer(go, pauseMs));
+          await new Promise<void>((go) => {
+            this.#callOffDoubt = this.#clock.setTimer(go, pauseMs);
+          });
         }
       });
     } catch (cause) {
@@ -539,9 +553,15 @@ export class Keeper {
     }
   }
 
+  /** Whether nobody counts on it any more. */
+  get #isEnded(): boolean {
+    return this.#isReleased || this.#loss !== undefined;
+  }
+
   #stop(isFollowed = false): void {
     this.#callOff?.();
     this.#callOff = undefined;
+    this.#callOffDoubt?.();
     if (this.renewed === undefined) return;
     renewalOf(this.backend).drop(this, isFollowed);
   }

@@ -35,6 +35,8 @@ interface Group {
 interface Member {
   /** It is the first now. */
   lead(): void;
+  /** The servers could not be asked. */
+  fail(error: LockBackendError): void;
 }
 
 /** The groups of each backend, by key. */
@@ -53,10 +55,16 @@ function join(
   }
   const { members } = group;
   let lead = () => {};
+  let fail: Member["fail"] = () => {};
   const turn = members.length === 0
     ? undefined
-    : new Promise<void>((resolve) => lead = resolve);
-  const member = { lead };
+    : new Promise<void>((resolve, reject) => {
+      lead = resolve;
+      fail = reject;
+    });
+  // It may fail when nobody waits for it any more.
+  turn?.catch(() => {});
+  const member = { lead, fail };
   members.push(member);
   const leave = () => {
     const at = members.indexOf(member);
@@ -125,7 +133,8 @@ export async function poll(
         // Who has had an answer waits for the servers to come back, too.
         const isSilence = error instanceof LockBackendError &&
           error.reply === undefined && !signal.aborted;
-        if (isSilence && group.last !== undefined) return error;
+        const mayComeBack = watch !== undefined && !backend.isClosed?.();
+        if (isSilence && mayComeBack && group.last !== undefined) return error;
         throw error;
       });
       first = undefined;
@@ -168,6 +177,12 @@ export async function poll(
     if (error === late && group.last !== undefined) {
       if (group.last instanceof LockBackendError) throw group.last;
       return group.last;
+    }
+    // Of servers that nobody here has ever heard, all are told at once.
+    const isOurs = error instanceof LockBackendError && error !== late &&
+      !signal.aborted;
+    if (isOurs && group.last === undefined) {
+      for (const member of group.members.splice(0)) member.fail(error);
     }
     throw error;
   } finally {

@@ -1,12 +1,14 @@
 /** What is to be over when a client is closed, or a lock given away. */
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { Buffer } from "node:buffer";
 
 import {
   acquireLock,
   DistributedLock,
   listLocks,
+  LockBackendError,
   type LockTarget,
+  redlock,
 } from "@dreamer/utils/lock";
 import { clients, sameAsTheLast } from "../support/clients.ts";
 import { spawnScript } from "../support/process.ts";
@@ -48,6 +50,38 @@ for (const name of ["ioredis", "ioredis5", "redis", "redis5"]) {
     assertEquals(script.stderr, "", "nothing is printed");
   });
 }
+
+test(
+  "who waits over a quorum is told that its clients were closed",
+  async () => {
+    const open = clients.find(({ name }) => name === "ioredis")!.open;
+    const servers = await Promise.all([1, 2, 3].map(() => startRedis()));
+    const urls = servers.map(({ url }) => url);
+    const [here, there] = await Promise.all(
+      [1, 2].map(() => Promise.all(urls.map((url) => open(url)))),
+    );
+    const holder = await acquireLock(
+      redlock(there.map(({ client }) => client)),
+      "closed",
+    );
+    const waiting = acquireLock(
+      redlock(here.map(({ client }) => client)),
+      "closed",
+      { waitMs: Infinity },
+    );
+    const told = assertRejects(() => waiting, LockBackendError);
+    await until(
+      "it is noted",
+      async () => await servers[0].command("EXISTS", "{closed}:watch") === 1,
+    );
+    await Promise.all(here.map(({ close }) => close()));
+    await told;
+    await holder.release();
+    await Promise.all(there.map(({ close }) => close()));
+    await Promise.all(servers.map((server) => server.stop()));
+  },
+  LATE,
+);
 
 test("who gave a lock away that came by a turn listens no more", async () => {
   const open = clients.find(({ name }) => name === "ioredis")!.open;

@@ -52,3 +52,19 @@ test("what has undone itself is asked for no more", async () => {
   assert(cleanUps.isEmpty);
   await timersEnd();
 });
+
+test("one that is never answered does not keep the others waiting", async () => {
+  const { cleanUps, owe, back, tries } = away(0);
+  let isSilent = false;
+  cleanUps.add(
+    "silent",
+    60_000,
+    () => isSilent ? new Promise(() => {}) : Promise.reject(new Error("away")),
+  );
+  isSilent = true;
+  owe("other");
+  back();
+  await until("the other is done", () => tries.get("other")! >= 2);
+  cleanUps.callOff("silent");
+  await timersEnd();
+});

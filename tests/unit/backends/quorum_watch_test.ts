@@ -325,6 +325,26 @@ story(
   },
 );
 
+story(
+  "of servers that nobody has heard all are told at once",
+  async (world) => {
+    const here = world.process();
+    for (const server of world.servers) server.state = "frozen";
+    const waiting = [1, 2, 3].map(() =>
+      world.wait(here).catch((error) => error)
+    );
+    await settle();
+    // By the first who asks, once: not one after the other.
+    await world.clock.advance(LIMIT_MS);
+    for (const one of waiting) {
+      assertInstanceOf(await now(one), LockBackendError);
+    }
+    for (const server of world.servers) server.state = "well";
+    await settle();
+    await world.clock.advance(60_000);
+  },
+);
+
 story("why one gives up is no reason for the others", async (world) => {
   const here = world.process();
   const first = await world.wait(world.process());

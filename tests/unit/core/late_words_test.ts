@@ -126,3 +126,51 @@ test("several keys without tokens have none, and can be gone on with", async () 
   const again = await DistributedLock.resume(on, JSON.stringify(lock));
   assertEquals(await again.release(), true);
 });
+
+test("a lock that is over asks no more which of two clocks is right", async () => {
+  for (const how of ["lost", "released"]) {
+    const clock = new FakeClock();
+    let asked = 0;
+    const on = changed(memory({ clock }), "inquire", () => {
+      asked++;
+      return silence();
+    });
+    const lock = await acquireLock(on, "k", { ttl: 10 });
+    clock.stepWall(3_600_000);
+    assertEquals(lock.isAcquired(), false, "in doubt");
+    await clock.advance(500);
+    if (how === "released") await lock.release();
+    await clock.advance(20_000);
+    const sofar = asked;
+    await clock.advance(200_000);
+    assertEquals([asked, clock.pending], [sofar, 0], how);
+    await lock.release();
+  }
+});
+
+test("an extension by hand comes through however slow the server is", async () => {
+  const clock = new FakeClock();
+  const world = memory({ clock });
+  const on = new Proxy(world, {
+    get(target, name) {
+      const value = Reflect.get(target, name);
+      if (typeof value !== "function") return value;
+      if (name !== "extend") return value.bind(target);
+      return async (...args: unknown[]) => {
+        await new Promise<void>((go) => clock.setTimer(go, 75));
+        const answer = await value.apply(target, args);
+        await new Promise<void>((go) => clock.setTimer(go, 75));
+        return answer;
+      };
+    },
+  });
+  const lock = await acquireLock(on, "k", { ttl: 0.6, autoExtend: true });
+  await clock.advance(1_000);
+  for (let times = 0; times < 3; times++) {
+    const extending = lock.extend();
+    await clock.advance(500);
+    await extending;
+  }
+  assert(lock.isAcquired());
+  await lock.release();
+});
