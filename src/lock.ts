@@ -226,9 +226,15 @@ async function takeSeveral(
     const atOnce = (terms: Terms) => acquireAll(backend, claims, terms);
     let answer: Keeper[] | Refusal | undefined;
     try {
-      answer = await (waitMs === 0 || isUnhurried
-        ? atOnce(settings)
-        : withPatience(backend, keys[0], settings, waitMs + GRACE_MS, atOnce));
+      answer =
+        await (waitMs === 0 || isUnhurried ? atOnce(settings) : withPatience(
+          backend,
+          keys[0],
+          settings,
+          waitMs,
+          atOnce,
+          GRACE_MS,
+        ));
     } catch (error) {
       // One after the other, each is waited for until the server is ready.
       if (waitMs === 0 || !isPassing(error)) throw error;

@@ -343,9 +343,8 @@ end
  * all of them, so that they are used up also where the process that passes the
  * turn on dies on the way. `drawn` is the first of those that were drawn for who
  * has the lock already; should the fence have been lost since, they are drawn
- * anew. `queue` puts it in line, behind all others even if
- * the clock was set back, or where it stood before: its ticket. `handOver`
- * gives the lock to the first in line who can be called, or where there is
+ * anew. `queue` puts it in line, behind all others even if the clock was set
+ * back, or where it stood before: its ticket. `handOver` gives the lock to the first in line who can be called, or where there is
  * nobody to `last`: PUBLISH says how many heard it, and one whom nobody heard
  * for is gone, or comes back with its ticket. In a Cluster it counts those at
  * one node only, and the others hear it all the same: whose inbox ends with a
@@ -813,6 +812,7 @@ export function runThen<
       runThen(port, script, keys, args, then, fail)
     );
   }
+  // As by `attempt()`, but without a closure: it is done for every lock.
   let reply: Promise<unknown>;
   try {
     reply = port.evalSha(script.sha, keys, args);
@@ -826,15 +826,11 @@ export function runThen<
 }
 
 /** The reply to a script that the server has not seen. */
-function runInFull<
-  Keys extends readonly string[],
-  Args extends readonly string[],
-  Result,
->(
+function runInFull(
   port: Port,
-  script: Script<Keys, Args, Result>,
-  keys: Values<Keys>,
-  args: Values<Args>,
+  script: Pick<Script<[], [], unknown>, "lua" | "sha">,
+  keys: readonly string[],
+  args: readonly string[],
 ): Promise<unknown> {
   const evalInFull = () => attempt(() => port.eval(script.lua, keys, args));
   // Thousands may have been sent before the first is told: one brings it.

@@ -234,7 +234,7 @@ export class Keeper {
     return this.#byHand > 0;
   }
 
-  /** The same in the background. */
+  /** A renewal in the background is under way: extensions by hand wait for it. */
   isBeingRenewed(extension: Promise<unknown>): void {
     const all = Promise.all([this.#renewing, extension])
       .then(() => {}, () => {});

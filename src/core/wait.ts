@@ -116,6 +116,7 @@ function unanswered(key: string, waitMs: number): LockBackendError {
 /**
  * Makes `attempt` on terms whose signal also ends it when patience does.
  *
+ * @param graceMs For how long beyond that an answer may be on its way.
  * @throws {LockBackendError} `late`, as a rejection: it had no answer by then.
  */
 export async function withPatience<T>(
@@ -124,6 +125,7 @@ export async function withPatience<T>(
   terms: Terms,
   waitMs: number,
   attempt: (terms: PatientTerms, late: LockBackendError) => Promise<T>,
+  graceMs = 0,
 ): Promise<T> {
   const { signal } = terms;
   signal?.throwIfAborted();
@@ -131,9 +133,12 @@ export async function withPatience<T>(
   const stop = () => end.abort(signal!.reason);
   signal?.addEventListener("abort", stop, { once: true });
   const late = unanswered(key, waitMs);
-  const callOff = waitMs === Infinity
-    ? () => {}
-    : whenLate(clockOf(backend), () => end.abort(late), waitMs, true);
+  const callOff = waitMs === Infinity ? () => {} : whenLate(
+    clockOf(backend),
+    () => end.abort(late),
+    waitMs + graceMs,
+    true,
+  );
   try {
     return await attempt({ ...terms, signal: end.signal }, late);
   } finally {
