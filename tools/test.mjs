@@ -286,10 +286,10 @@ async function takeAgain({ step, program, words, path, count, complaint }) {
     `${alone ? "FAIL" : "ok  "} ${step.name.padEnd(8)}  again ${path}: ` +
       `${count} failed among others, ${alone || "none"} alone`,
   );
-  for (const name of namesIn(complaint, path)) console.log(`     ${name}`);
+  const names = namesIn(complaint, path);
+  for (const name of names) console.log(`     ${name}`);
   // Why, in a few words: another time it may be no matter of load.
-  const why = complaint.match(/\b\w*[Ee]rror: .*$/gm) ?? [];
-  for (const line of new Set(why.slice(0, 3))) console.log(`       ${line}`);
+  for (const line of reasonsIn(complaint, names)) console.log(`       ${line}`);
   if (alone > 0) console.log(`${complaint}\n${output.trimEnd()}`);
 }
 
@@ -302,6 +302,17 @@ function namesIn(output, path) {
     .filter(([, , , file]) => file === undefined || file === path)
     .map(([, bun, node, , deno]) => bun ?? node ?? deno);
   return new Set(names);
+}
+
+/** The first words of the errors; of these tests alone, where it is told. */
+function reasonsIn(output, names) {
+  const pattern = /\b\w*[Ee]rror: .*$/gm;
+  // Deno has the files of all in one output, and the errors at its end.
+  const own = [...names].flatMap((name) =>
+    output.split(`\n${name} => ./`)[1]?.match(pattern)?.slice(0, 1) ?? []
+  );
+  const reasons = own.length > 0 ? own : output.match(pattern) ?? [];
+  return new Set(reasons.slice(0, 3));
 }
 
 /** Runs it, compiled where it has to be: what can't be is a failure of its own. */

@@ -15,7 +15,15 @@ import {
 import { after, before, test } from "../../tests/support/test.ts";
 import { SUBCOMMANDS } from "../src/options.ts";
 import { readDuration, redact, showDuration } from "../src/text.ts";
-import { launch, lockCli, ran, ROOT, START } from "./support/cli.ts";
+import {
+  asked,
+  launch,
+  lockCli,
+  ran,
+  ROOT,
+  START,
+  testFew,
+} from "./support/cli.ts";
 import { word } from "./support/terminal.ts";
 
 let server: RedisServer;
@@ -27,10 +35,13 @@ const lockCliFunction = `lock-cli() { ${
   [process.execPath, ...START].map(word).join(" ")
 } "$@"; }`;
 
-/** What bash offers for the last of these words. */
-async function offered(...words: string[]): Promise<string[]> {
+/** What bash offers for the last of these words, once it knows `completion`. */
+async function offered(
+  completion: string,
+  words: readonly string[],
+): Promise<string[]> {
   const script = `${lockCliFunction}
-eval "$(lock-cli completion bash)"
+${completion}
 COMP_WORDS=(lock-cli ${words.map(word).join(" ")})
 COMP_CWORD=${words.length}
 COMP_LINE=${word(["lock-cli", ...words].join(" ").replace(" : ", ":"))}
@@ -84,9 +95,9 @@ test("a password is shown nowhere, whatever is in it", () => {
   assertEquals(redact("mail me@home"), "mail me@home");
 });
 
-test.sideBySide([
+testFew([
   ["a time of a thousand years is a slip of the finger", async () => {
-    const { code, stderr } = await ran(
+    const { code, stderr } = await asked(
       ["run", "--ttl", "99999999999d", "key", "--", "true"],
     );
     assertEquals(code, 64);
@@ -96,7 +107,7 @@ test.sideBySide([
 
   ["each page of help fits a screen", async () => {
     const pages = [["--help"], ...names.map((name) => [name, "--help"])];
-    const answers = await Promise.all(pages.map((args) => ran(args)));
+    const answers = await Promise.all(pages.map((args) => asked(args)));
     for (const [i, { code, stdout, stderr }] of answers.entries()) {
       assertEquals([code, stderr], [0, ""], pages[i].join(" "));
       const lines = stdout.split("\n");
@@ -126,9 +137,15 @@ test.sideBySide([
       [["run", "--", "true"], /run wants a KEY/],
       [["run", "key"], /run wants a command, after --/],
       [["run", "", "--", "true"], /a key must not be empty/],
-      [["run", "key", "--now", "--", "true"], /Unknown option '--now'.*--help/],
+      [
+        ["run", "key", "--now", "--", "true"],
+        /Unknown option '--now'.*--help/,
+      ],
       [["run", "key", "--ttl", "--", "true"], /--ttl/],
-      [["run", "key", "--ttl", "30", "--", "true"], /--ttl wants a time such/],
+      [
+        ["run", "key", "--ttl", "30", "--", "true"],
+        /--ttl wants a time such/,
+      ],
       [["run", "key", "--ttl", "5ms", "--", "true"], /at least 100ms/],
       [["run", "key", "--grace", "20s", "--", "true"], /a third of --ttl/],
       [["run", "key", "--on-lost", "cry", "--", "true"], /stop or ignore/],
@@ -141,7 +158,7 @@ test.sideBySide([
       [["completion", "fish"], /bash and zsh/],
     ];
     await Promise.all(calls.map(async ([args, says]) => {
-      const { code, stdout, stderr } = await ran(args);
+      const { code, stdout, stderr } = await asked(args);
       assertEquals([code, stdout], [64, ""], args.join(" "));
       assertMatch(stderr, /^lock-cli: [^\n]+\n$/);
       assertMatch(stderr, says);
@@ -149,32 +166,43 @@ test.sideBySide([
   }],
 
   ["bash completes commands, options, values and keys", async () => {
-    const holder = lockCli(["run", "dep:1", "--", "sh", "-c", "echo up; cat"], {
-      env: { REDIS_URL: server.url },
-      isOpen: true,
-    });
-    await holder.says(/up/);
-    assertEquals(await offered("o"), ["once"]);
-    assertEquals((await offered("")).slice(0, names.length), names);
-    assertEquals(await offered("run", "--on"), ["--on-lost"]);
-    assertEquals(await offered("run", "--on-lost", ""), ["stop", "ignore"]);
-    assertEquals(await offered("run", "--ttl", ""), []);
-    assertEquals(await offered("free", "d"), ["dep:1"]);
-    // Bash takes a colon for the end of a word.
-    assertEquals(await offered("free", "dep", ":", ""), ["1"]);
-    assertEquals(await offered("completion", "z"), ["zsh"]);
-    assertEquals(
-      await offered("show", "--cacert", `${ROOT}/cli/deno.j`),
-      [`${ROOT}/cli/deno.json`],
+    const holder = lockCli(
+      ["run", "dep:1", "--", "sh", "-c", "echo up; cat"],
+      {
+        env: { REDIS_URL: server.url },
+        isOpen: true,
+      },
     );
-    assert((await offered("run", "x", "--", "ech")).includes("echo"));
+    await holder.says(/up/);
+    const offers = [
+      [["o"], ["once"]],
+      [["run", "--on"], ["--on-lost"]],
+      [["run", "--on-lost", ""], ["stop", "ignore"]],
+      [["run", "--ttl", ""], []],
+      [["free", "d"], ["dep:1"]],
+      // Bash takes a colon for the end of a word.
+      [["free", "dep", ":", ""], ["1"]],
+      [["completion", "z"], ["zsh"]],
+      [["show", "--cacert", `${ROOT}/cli/deno.j`], [`${ROOT}/cli/deno.json`]],
+    ];
+    const { stdout } = await asked(["completion", "bash"]);
+    for (const [words, offer] of offers) {
+      assertEquals(await offered(stdout, words), offer, words.join(" "));
+    }
+    const all = await offered(stdout, [""]);
+    assertEquals(all.slice(0, names.length), names);
+    const programs = await offered(stdout, ["run", "x", "--", "ech"]);
+    assert(programs.includes("echo"));
+    // As in a .bashrc.
+    const own = 'eval "$(lock-cli completion bash)"';
+    assertEquals(await offered(own, ["o"]), ["once"]);
     holder.kill("SIGKILL");
     await holder.exited;
   }],
 
   ["zsh is told the same by the same lines", async () => {
     const [bash, zsh] = await Promise.all(
-      ["bash", "zsh"].map((shell) => ran(["completion", shell])),
+      ["bash", "zsh"].map((shell) => asked(["completion", shell])),
     );
     const common = /^_lock_cli_choose\(\) \{[\s\S]*?^\}$/m;
     assertEquals(common.exec(zsh.stdout)?.[0], common.exec(bash.stdout)?.[0]);

@@ -7,42 +7,70 @@ import {
 } from "@std/assert";
 import process from "node:process";
 
+import { acquireLock, type DistributedLock } from "@dreamer/utils/lock";
+import { clients, type OpenClient } from "../../tests/support/clients.ts";
 import {
   type RedisServer,
   startRedis,
 } from "../../tests/support/redis_server.ts";
 import { after, before, test } from "../../tests/support/test.ts";
 import { until } from "../../tests/support/until.ts";
-import { type Cli, lockCli, ran, START } from "./support/cli.ts";
+import { asked, type Cli, lockCli, START, testFew } from "./support/cli.ts";
 import { openTerminal, terminalMissing, word } from "./support/terminal.ts";
 
 let server: RedisServer;
+let other: OpenClient;
 let env: { REDIS_URL: string };
 before(async () => {
   server = await startRedis();
+  other = await clients[0].open(server.url);
   env = { REDIS_URL: server.url };
 });
-after(() => server.stop());
+after(async () => {
+  await other.close();
+  await server.stop();
+});
 
-/** Holds `key` until it is disposed of. */
-async function hold(key: string, label: string): Promise<Cli> {
-  const args = ["run", key, "--label", label, "--", "sh", "-c", "echo up; cat"];
+/** Holds `key`, as any program with the library may. */
+function hold(key: string, label: string): Promise<DistributedLock> {
+  const options = { label, autoExtend: true, fencing: true };
+  return acquireLock(other.client, key, options);
+}
+
+/** Stands in line for `key` until it is disposed of. */
+async function wait(key: string, label: string): Promise<AsyncDisposable> {
+  const controller = new AbortController();
+  const { signal } = controller;
+  const options = { label, signal, waitMs: Infinity, localTurns: 0 };
+  const ended = acquireLock(other.client, key, options).then(
+    (lock) => lock.release(),
+    () => {},
+  );
+  const line = `{${key}}:line`;
+  await until(
+    `${label} is in line`,
+    async () => Number(await server.command("ZCARD", line)) > 0,
+  );
+  return {
+    async [Symbol.asyncDispose]() {
+      controller.abort();
+      await ended;
+    },
+  };
+}
+
+/** Has the program hold `key` until it is disposed of. */
+async function run(key: string, label: string): Promise<Cli> {
+  const own = ["--label", label, "--ttl", "6s"];
+  const args = ["run", key, ...own, "--", "sh", "-c", "echo up; cat"];
   const cli = lockCli(args, { env, isOpen: true });
   await cli.says(/up/);
   return cli;
 }
 
-/** Stands in line for `key` until it is disposed of. */
-async function wait(key: string, label: string): Promise<Cli> {
-  const args = ["run", "-v", key, "--label", label, "--", "true"];
-  const cli = lockCli(args, { env });
-  await cli.says(/waiting/);
-  return cli;
-}
+const look = (...args: string[]) => asked(args, { env });
 
-const look = (...args: string[]) => ran(args, { env });
-
-test.sideBySide([
+testFew([
   ["ls is a table of who holds what, by pattern", async () => {
     await using _ = await hold("a:2", "web-2");
     await using _1 = await hold("a:1", "web-1");
@@ -62,11 +90,19 @@ test.sideBySide([
     const [first, second] = JSON.parse(
       (await look("ls", "--json", "a:*")).stdout,
     );
-    assertEquals([first.key, first.label, first.waiting], ["a:1", "web-1", 1]);
+    assertEquals([first.key, first.label, first.waiting], [
+      "a:1",
+      "web-1",
+      1,
+    ]);
     assertEquals(first.line[0].label, "web-3");
     assertEquals([second.key, second.held], ["a:2", true]);
     assert(second.heldMs > 0 && second.remainingMs > 0);
-    assertEquals(await look("ls", "b:*"), { code: 0, stdout: "", stderr: "" });
+    assertEquals(await look("ls", "b:*"), {
+      code: 0,
+      stdout: "",
+      stderr: "",
+    });
   }],
 
   ["ls leaves out what other programs keep, unless told --all", async () => {
@@ -104,7 +140,9 @@ test.sideBySide([
               `  1        web-2, for \\S+\n$`,
           ),
         );
-        const info = JSON.parse((await look("show", "shown", "--json")).stdout);
+        const info = JSON.parse(
+          (await look("show", "shown", "--json")).stdout,
+        );
         assertEquals([info.label, info.waiting], ["web-1", 1]);
         assertEquals(`${info.fencingToken}`, token);
       }
@@ -127,7 +165,7 @@ test.sideBySide([
   }],
 
   ["free frees with --yes alone where nobody can be asked", async () => {
-    await using cli = await hold("freed", "web-1");
+    await using cli = await run("freed", "web-1");
     const unasked = await look("free", "freed");
     assertEquals([unasked.code, unasked.stdout], [64, ""]);
     assertStringIncludes(unasked.stderr, "--yes");
@@ -144,8 +182,10 @@ test.sideBySide([
   }],
 
   ["free gives the lock to the next in line", async () => {
-    await using holder = await hold("next", "web-1");
-    await using waiter = await wait("next", "web-2");
+    await using holder = await run("next", "web-1");
+    const args = ["run", "-v", "next", "--label", "web-2", "--", "true"];
+    await using waiter = lockCli(args, { env });
+    await waiter.says(/waiting/);
     await look("free", "-y", "next");
     assertEquals(await waiter.exited, 0, waiter.stderr);
     assertEquals(await holder.exited, 76);
@@ -156,7 +196,7 @@ test.sideBySide([
     await using plain = lockCli(args, { env });
     await using json = lockCli([...args, "--json"], { env });
     {
-      await using _ = await hold("w:1", "web-1");
+      const lock = await hold("w:1", "web-1");
       await plain.says(/w:1 held by web-1 for \S+, 0 in line\n/);
       await using _1 = await wait("w:1", "web-2");
       await plain.says(/w:1 held by web-1 for \S+( \S+)?, 1 in line\n/);
@@ -164,6 +204,7 @@ test.sideBySide([
       await server.command("DEL", "w:1", "{w:1}:line");
       await plain.says(/w:1 free\n/);
       await json.says(/"free"/);
+      assertEquals(await lock.release(), false);
     }
     plain.kill("SIGINT");
     assertEquals(await plain.exited, 0);
@@ -177,7 +218,7 @@ const missing = terminalMissing();
 const program = [process.execPath, ...START].map(word).join(" ");
 if (missing !== undefined) test.unavailable("look at a terminal", missing);
 else {
-  test.sideBySide([
+  testFew([
     ["watch redraws its table in place", async () => {
       await using first = await hold("t:1", "web-1");
       const columns = 50;
@@ -185,15 +226,17 @@ else {
         `exec ${program} watch 't:*' --every 200ms`,
         { env, columns },
       );
-      await terminal.shows(/^t:\* +1 lock +\d\d:\d\d:\d\d\nKEY.*\nt:1 +web-1/);
+      await terminal.shows(
+        /^t:\* +1 lock +\d\d:\d\d:\d\d\nKEY.*\nt:1 +web-1/,
+      );
       const label = "somebody with a very long name indeed, and then some";
       await using second = await hold("t:2", label);
       await terminal.shows(
         /^t:\* +2 locks .*\nKEY.*\nt:1 +web-1.*\nt:2 +some.*…/,
       );
       for (const line of terminal.lines) assert(line.length <= columns, line);
-      first.kill("SIGTERM");
-      second.kill("SIGTERM");
+      await first.release();
+      await second.release();
       await terminal.shows(/^t:\* +0 locks +[\d:]+$/);
       terminal.type("\x03");
       assertEquals(await terminal.exited, 0);
@@ -208,13 +251,16 @@ else {
         { env, rows: 6 },
       );
       await terminal.shows(/^many:\* +6 locks/);
-      await until("it is redrawn", () => terminal.raw.split("KEY").length > 3);
+      await until(
+        "it is redrawn",
+        () => terminal.raw.split("KEY").length > 3,
+      );
       assertEquals(terminal.lines.length, 5);
       assertEquals(terminal.lines.at(-1), "… and 4 more");
     }],
 
     ["free asks at a terminal, and takes no for an answer", async () => {
-      await using holder = await hold("asked", "web-1");
+      await using holder = await run("asked", "web-1");
       for (const answer of ["n", "", "y"]) {
         await using terminal = openTerminal(`exec ${program} free asked`, {
           env,

@@ -16,12 +16,14 @@ import {
 import { after, before, test } from "../../tests/support/test.ts";
 import { until } from "../../tests/support/until.ts";
 import {
+  asked,
   type Cli,
   isAlive,
   lockCli,
   ran,
   scratchFile,
   START,
+  testFew,
 } from "./support/cli.ts";
 import {
   openTerminal,
@@ -69,7 +71,7 @@ async function isGone(key: string, at: RedisServer = server) {
   assertEquals(await at.command("EXISTS", key, `{${key}}:line`), 0, key);
 }
 
-test.sideBySide([
+testFew([
   ["run passes stdin, stdout, stderr and the exit code through", async () => {
     const shell = "read x; echo out $x; echo err $x >&2; exit 7";
     const args = ["run", "through", "--", "sh", "-c", shell];
@@ -88,9 +90,13 @@ test.sideBySide([
 
   ["the command is told key, fencing token and deadline", async () => {
     const shell = "echo $LOCK_KEY $LOCK_FENCING_TOKEN $LOCK_DEADLINE_MS";
-    const first = await ran(["run", "told", "--", "sh", "-c", shell], { env });
+    const first = await ran(["run", "told", "--", "sh", "-c", shell], {
+      env,
+    });
     const token = await server.command("GET", "{told}:fence");
-    const second = await ran(["run", "told", "--", "sh", "-c", shell], { env });
+    const second = await ran(["run", "told", "--", "sh", "-c", shell], {
+      env,
+    });
     const [key, own, deadline] = first.stdout.trim().split(" ");
     assertEquals([key, own], ["told", token]);
     const leftMs = Number(deadline) - Date.now();
@@ -108,7 +114,7 @@ test.sideBySide([
     const tokens = JSON.parse(cli.stdout);
     assertEquals(Object.keys(tokens), ["a:1", "b:2"]);
     assert(Object.values(tokens).every(Number.isSafeInteger));
-    const { code, stderr } = await ran(["run", "-n", "b:2", "--", "true"], {
+    const { code, stderr } = await asked(["run", "-n", "b:2", "--", "true"], {
       env,
     });
     assertEquals(code, 75);
@@ -132,18 +138,18 @@ test.sideBySide([
     await started(holder);
     const said =
       /^lock-cli: "taken" is taken: held by web-3 for \S+( \S+)?, since [\d :-]+; place in line: (\d)\n$/;
-    const first = await ran(["run", "-n", "taken", "--", "true"], { env });
+    const first = await asked(["run", "-n", "taken", "--", "true"], { env });
     assertEquals([first.code, first.stdout], [75, ""]);
     assertEquals(said.exec(first.stderr)?.[2], "1", first.stderr);
     await using waiter = run("taken", "--", "true");
     await inLine("taken", 1);
     // Patience that ran out is told by one's place in line.
     const args = ["--wait", "300ms", "-E", 9, "taken", "--", "true"];
-    const second = await ran(["run", ...args], { env });
+    const second = await asked(["run", ...args], { env });
     assertEquals([second.code, second.stdout], [9, ""]);
     assertEquals(said.exec(second.stderr)?.[2], "2", second.stderr);
     assertEquals(waiter.stderr, "", "who waits on a pipe is silent");
-    const { stderr } = await ran(
+    const { stderr } = await asked(
       ["run", "-n", "--json", "taken", "--", "true"],
       {
         env,
@@ -160,9 +166,19 @@ test.sideBySide([
 
   ["a label of several lines can't pretend to be a message", async () => {
     const label = "nice\nlock-cli: \x1b[2Jred";
-    await using holder = run("sly", "--label", label, "--", "sh", "-c", WAITER);
+    await using holder = run(
+      "sly",
+      "--label",
+      label,
+      "--",
+      "sh",
+      "-c",
+      WAITER,
+    );
     await started(holder);
-    const { stderr } = await ran(["run", "-n", "sly", "--", "true"], { env });
+    const { stderr } = await asked(["run", "-n", "sly", "--", "true"], {
+      env,
+    });
     assertStringIncludes(stderr, "held by nice?lock-cli: ?[2Jred for");
   }],
 
@@ -210,7 +226,9 @@ test.sideBySide([
       leftBefore = left;
       return renewals === 4;
     });
-    const { code } = await ran(["run", "-n", "renewed", "--", "true"], { env });
+    const { code } = await asked(["run", "-n", "renewed", "--", "true"], {
+      env,
+    });
     assertEquals(code, 75);
     assertEquals(holder.stderr, "");
   }],
@@ -258,7 +276,9 @@ test.sideBySide([
   ["Ctrl-C while waiting leaves no place in line behind", async () => {
     await using holder = run("patience", "--", "sh", "-c", WAITER);
     await started(holder);
-    for (const [signal, code] of [["SIGINT", 130], ["SIGTERM", 143]] as const) {
+    for (
+      const [signal, code] of [["SIGINT", 130], ["SIGTERM", 143]] as const
+    ) {
       const waiter = run("patience", "--", "true");
       await inLine("patience", 1);
       waiter.kill(signal);
@@ -277,7 +297,7 @@ test.sideBySide([
       const args = ["--grace", "400ms", "forced", "--", "sh", "-c", shell];
       await using cli = run(...args);
       const pid = await started(cli);
-      const { code } = await ran(["free", "--yes", "forced"], { env });
+      const { code } = await asked(["free", "--yes", "forced"], { env });
       assertEquals(code, 0);
       assertEquals(await cli.exited, 76);
       assertMatch(
@@ -296,7 +316,7 @@ test.sideBySide([
       isOpen: true,
     });
     await started(cli);
-    await ran(["free", "--yes", "ignored"], { env });
+    await asked(["free", "--yes", "ignored"], { env });
     await cli.says(/"ignored" was lost \(\w+\); the command goes on\n/);
     cli.write("\n");
     assertEquals(await cli.exited, 5);
@@ -413,7 +433,7 @@ const line = START.map(word).join(" ");
 const program = `${word(process.execPath)} ${line}`;
 if (missing !== undefined) test.unavailable("run at a terminal", missing);
 else {
-  test.sideBySide([
+  testFew([
     ["at a terminal one live line tells who holds it, and goes", async () => {
       await using holder = run(
         "live",
@@ -427,9 +447,12 @@ else {
       await started(holder);
       await using first = run("live", "--", "true");
       await inLine("live", 1);
-      await using terminal = openTerminal(`${program} run live -- echo done`, {
-        env,
-      });
+      await using terminal = openTerminal(
+        `${program} run live -- echo done`,
+        {
+          env,
+        },
+      );
       await terminal.shows(
         /^lock-cli: "live" held by web-3 for \S+( \S+)? · place 2 · waiting [1-9]\d*s$/,
       );
@@ -479,7 +502,10 @@ else {
         `${program} run tty -- sh -c ${word(shell)}`,
         { env },
       );
-      await until("it runs", async () => await server.command("EXISTS", "tty"));
+      await until(
+        "it runs",
+        async () => await server.command("EXISTS", "tty"),
+      );
       terminal.type("sesame\n");
       await terminal.shows(/^got sesame$/m);
       assertEquals(await terminal.exited, 0);
@@ -496,7 +522,7 @@ else {
           { env },
         );
         const pids = await bothUp(terminal);
-        await ran(["free", "--yes", "nest"], { env });
+        await asked(["free", "--yes", "nest"], { env });
         await terminal.shows(/"nest" was lost/);
         await terminal.exited;
         assertEquals(pids.map(isAlive), [false, false]);

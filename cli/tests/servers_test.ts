@@ -11,9 +11,10 @@ import {
   startRedis,
 } from "../../tests/support/redis_server.ts";
 import { startCluster } from "../../tests/support/redis_cluster.ts";
-import { after, before, test } from "../../tests/support/test.ts";
+import { after, before } from "../../tests/support/test.ts";
 import { certificateFor } from "./support/certificate.ts";
-import { lockCli, ran, scratchFile } from "./support/cli.ts";
+import type { Outcome } from "./support/caller.ts";
+import { asked, lockCli, ran, scratchFile, testFew } from "./support/cli.ts";
 
 const PASSWORD = "s3same/ @:öffne";
 const QUOTED = encodeURIComponent(PASSWORD);
@@ -43,13 +44,22 @@ after(async () => {
   await closed.stop();
 });
 
+/** Every command comes to a server by the same way. */
 const at = (url: string, ...args: string[]) =>
+  asked(["show", "key", ...args], { env: { REDIS_URL: url } });
+const run = (url: string, ...args: string[]) =>
   ran(["run", "-n", "key", ...args, "--", "true"], { env: { REDIS_URL: url } });
 const silent = { code: 0, stdout: "", stderr: "" };
+/** What `at` comes to where nobody has it. */
+const free = {
+  code: 1,
+  stdout: "key        key\nholder     nobody\nline       nobody\n",
+  stderr: "",
+};
 
 /** What is said where the server can't be had. */
-async function refusal(url: string, ...args: string[]): Promise<string> {
-  const { code, stdout, stderr } = await at(url, ...args);
+async function refusal(outcome: Promise<Outcome>): Promise<string> {
+  const { code, stdout, stderr } = await outcome;
   assertEquals([code, stdout], [69, ""], stderr);
   assertNoSecret(stderr);
   assert(stderr.startsWith("lock-cli: ") && stderr.endsWith("\n"), stderr);
@@ -63,59 +73,61 @@ function assertNoSecret(text: string): void {
   }
 }
 
-test.sideBySide([
+testFew([
   ["a server that is not there is named, with the reason", async () => {
     const port = await freePort();
     assertEquals(
-      await refusal(`redis://:${QUOTED}@127.0.0.1:${port}`),
+      await refusal(at(`redis://:${QUOTED}@127.0.0.1:${port}`)),
       `cannot reach the server at 127.0.0.1:${port}: ` +
         "connection refused (ECONNREFUSED)",
     );
     assertEquals(
-      await refusal("unix:///no/such.sock"),
+      await refusal(at("unix:///no/such.sock")),
       "cannot reach the server at /no/such.sock: " +
         "there is no such socket (ENOENT)",
     );
-    const { code } = await ran(["ls"], {
-      env: { REDIS_URL: `redis://127.0.0.1:${port}` },
-    });
-    assertEquals(code, 69);
+    await refusal(run(`redis://127.0.0.1:${port}`));
   }],
 
   ["a server that says nothing is given up on", async () => {
     await using frozen = await startRedis();
     frozen.freeze();
     assertEquals(
-      await refusal(frozen.url),
+      await refusal(run(frozen.url)),
       `cannot reach the server at 127.0.0.1:${frozen.port}: no answer`,
     );
     frozen.thaw();
   }],
 
-  ["user and password are taken from the URL, and shown nowhere", async () => {
-    const { port } = closed;
-    const where = `127.0.0.1:${port}`;
-    assertEquals(await at(`redis://:${QUOTED}@${where}`), silent);
-    assertEquals(await at(`redis://deployer:${QUOTED}@${where}`), silent);
-    assertEquals(
-      await refusal(`redis://${where}`),
-      `cannot reach the server at ${where}: it wants a password (NOAUTH)`,
-    );
-    for (const login of [":hunter2", "deployer:hunter2", "nobody:hunter2"]) {
+  [
+    "user and password are taken from the URL, and shown nowhere",
+    async () => {
+      const { port } = closed;
+      const where = `127.0.0.1:${port}`;
+      assertEquals(await at(`redis://:${QUOTED}@${where}`), free);
+      assertEquals(await run(`redis://deployer:${QUOTED}@${where}`), silent);
       assertEquals(
-        await refusal(`redis://${login}@${where}`),
-        `cannot reach the server at ${where}: ` +
-          "it refuses this user and password (WRONGPASS)",
+        await refusal(at(`redis://${where}`)),
+        `cannot reach the server at ${where}: it wants a password (NOAUTH)`,
       );
-    }
-    assertEquals(
-      await refusal(`redis://guest:guest@${where}`),
-      `the server at ${where} can't be asked: ` +
-        "this user may not do that (NOPERM)",
-    );
-    // One too many is no fault.
-    assertEquals(await at(`redis://:hunter2@127.0.0.1:${open.port}`), silent);
-  }],
+      for (
+        const login of [":hunter2", "deployer:hunter2", "nobody:hunter2"]
+      ) {
+        assertEquals(
+          await refusal(at(`redis://${login}@${where}`)),
+          `cannot reach the server at ${where}: ` +
+            "it refuses this user and password (WRONGPASS)",
+        );
+      }
+      assertEquals(
+        await refusal(run(`redis://guest:guest@${where}`)),
+        `the server at ${where} can't be asked: ` +
+          "this user may not do that (NOPERM)",
+      );
+      // One too many is no fault.
+      assertEquals(await at(`redis://:hunter2@127.0.0.1:${open.port}`), free);
+    },
+  ],
 
   [
     "a password on the command line is gone from the list of processes",
@@ -166,7 +178,7 @@ test.sideBySide([
       await using cli = lockCli(args, { env: { REDIS_URL }, isOpen: true });
       await cli.says(/up/);
       assertEquals(await open.command("EXISTS", "three"), 0);
-      const ls = (url: string) => ran(["ls", "-q", "three", "--redis", url]);
+      const ls = (url: string) => asked(["ls", "-q", "three", "--redis", url]);
       assertEquals((await ls(`unix://${SOCKET}?db=3`)).stdout, "three\n");
       assertEquals((await ls(SOCKET)).stdout, "");
       cli.kill("SIGTERM");
@@ -174,7 +186,7 @@ test.sideBySide([
     }
     const none = `redis://127.0.0.1:${open.port}/99`;
     assertEquals(
-      await refusal(none),
+      await refusal(at(none)),
       `cannot reach the server at 127.0.0.1:${open.port}: ` +
         "it has no such database",
     );
@@ -196,13 +208,17 @@ test.sideBySide([
       assertEquals(code, 64, url);
       assertStringIncludes(stderr, "REDIS_URL is no URL of a Redis server");
       assertNoSecret(stderr);
-      const given = await ran(["ls", "--redis", url]);
+      const given = await asked(["ls", "--redis", url]);
       assertEquals(given.code, 64);
       assertNoSecret(given.stderr);
     }
-    const missing = await ran(["ls", "--redis", "env:NO_SUCH_VARIABLE"]);
+    const missing = await asked(["ls", "--redis", "env:NO_SUCH_VARIABLE"]);
     assertEquals(missing.code, 64);
-    const misplaced = await ran(["show", "x", "redis://:hunter2@localhost"]);
+    const misplaced = await asked([
+      "show",
+      "x",
+      "redis://:hunter2@localhost",
+    ]);
     assertEquals(misplaced.code, 64);
     assertNoSecret(misplaced.stderr);
   }],
@@ -222,9 +238,9 @@ test.sideBySide([
     try {
       const { port } = proxy.address() as { port: number };
       const url = `rediss://localhost:${port}`;
-      assertEquals(await at(url, "--cacert", cacert), silent);
+      assertEquals(await at(url, "--cacert", cacert), free);
       assertEquals(
-        await refusal(url),
+        await refusal(at(url)),
         `cannot reach the server at localhost:${port}: ` +
           "its certificate is not trusted (see --cacert)",
       );
@@ -244,11 +260,11 @@ test.sideBySide([
     );
     assertEquals(home.filter(Boolean).length, 1);
     for (const [i, url] of cluster.urls.entries()) {
-      if (home[i]) assertEquals(await at(url), silent);
+      if (home[i]) assertEquals(await at(url), free);
       else {
         const where = `127.0.0.1:${cluster.masters[i].port}`;
         const what = "a node of a Cluster, which this program doesn't speak";
-        const told = await refusal(url);
+        const told = await refusal(at(url));
         assertStringIncludes(told, where);
         assertStringIncludes(told, what);
       }
@@ -267,23 +283,32 @@ test.sideBySide([
         await using cli = lockCli(args, { isOpen: true });
         await cli.says(/up \d+/);
         const env = { REDIS_URL: urls.join(" ") };
-        const { code, stderr } = await ran(["run", "-n", "q", "--", "true"], {
-          env,
-        });
+        const { code, stderr } = await asked(
+          ["run", "-n", "q", "--", "true"],
+          {
+            env,
+          },
+        );
         assertEquals(code, 75, stderr);
         assertStringIncludes(stderr, "held by web-1 for ");
-        const shown = await ran(["show", "q", ...flags, "--json"]);
+        const shown = await asked(["show", "q", ...flags, "--json"]);
         assertEquals(JSON.parse(shown.stdout).label, "web-1", shown.stderr);
         cli.kill("SIGTERM");
         assertEquals(await cli.exited, 143, cli.stderr);
         assertEquals(await servers[0].command("EXISTS", "q"), 0);
       }
       await servers[1].kill();
-      const { code, stderr } = await ran(args);
+      const { code, stderr } = await asked(args);
       assertEquals(code, 69);
-      assertStringIncludes(stderr, "cannot reach a majority of the servers: ");
-      assertStringIncludes(stderr, `127.0.0.1:${servers[1].port}: connection`);
-      const two = await ran(["ls", "--redis", urls[0], "--redis", urls[1]]);
+      assertStringIncludes(
+        stderr,
+        "cannot reach a majority of the servers: ",
+      );
+      assertStringIncludes(
+        stderr,
+        `127.0.0.1:${servers[1].port}: connection`,
+      );
+      const two = await asked(["ls", "--redis", urls[0], "--redis", urls[1]]);
       assertEquals(two.code, 64);
       assertStringIncludes(two.stderr, "two servers are no quorum");
     } finally {

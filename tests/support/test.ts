@@ -101,6 +101,12 @@ test.unavailable = (name: string, why: string): void => {
 /** What all of those may take that run side by side: dozens, of some processes. */
 const ALL_MS = 60_000;
 
+/** How tests run side by side. */
+export interface BesideOptions extends WatchOptions {
+  /** How many at a time; all, unless given. Fewer, where each starts processes. */
+  atOnce?: number;
+}
+
 /**
  * Tests that wait more than they do: with the first all of them begin, and each
  * ends with its own outcome. Once all are done `finale` may look at the world,
@@ -109,9 +115,10 @@ const ALL_MS = 60_000;
 test.sideBySide = (
   tests: readonly (readonly [name: string, fn: () => unknown])[],
   finale: () => unknown = () => {},
+  options: BesideOptions = {},
 ): void => {
   const fns = tests.map(([, fn]) => fn);
-  const runs = besideEachOther(fns, finale, { timeoutMs: ALL_MS });
+  const runs = besideEachOther(fns, finale, { timeoutMs: ALL_MS, ...options });
   for (const [index, [name]] of tests.entries()) {
     const timeout = ALL_MS + 5_000;
     nodeTest(name, { timeout }, noted(name, runs[index]));
@@ -122,11 +129,21 @@ test.sideBySide = (
 export function besideEachOther(
   fns: readonly (() => unknown)[],
   finale: () => unknown,
-  options?: WatchOptions,
+  options: BesideOptions = {},
 ): (() => Promise<void>)[] {
+  let { atOnce = Infinity } = options;
+  const waiting: (() => void)[] = [];
+  const enter = () =>
+    atOnce-- > 0
+      ? undefined
+      : new Promise<void>((begin) => waiting.push(begin));
+  const leave = () => {
+    atOnce++;
+    waiting.shift()?.();
+  };
   let open = () => {};
   const gate = new Promise<void>((done) => open = done);
-  const outcomes = fns.map((fn) => gate.then(fn));
+  const outcomes = fns.map((fn) => gate.then(enter).then(fn).finally(leave));
   let all: Promise<void> | undefined;
   const begin = () =>
     watched(async () => {

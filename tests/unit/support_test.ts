@@ -125,6 +125,23 @@ test("besideEachOther() begins all with the first, and each has its own end", as
   assertEquals(seen, ["third", "first", "finale"]);
 });
 
+test("besideEachOther() begins the next when one is done, where so told", async () => {
+  const inside = new Set<number>();
+  const most: number[] = [];
+  const fns = [0, 1, 2, 3, 4].map((i) => async () => {
+    inside.add(i);
+    most.push(inside.size);
+    await sleep(1);
+    inside.delete(i);
+    if (i === 1) throw new Error("one");
+  });
+  const runs = besideEachOther(fns, () => {}, { atOnce: 2 });
+  const ends = await Promise.allSettled(runs.map((run) => run()));
+  assertEquals(most, [1, 2, 2, 2, 2]);
+  const failed = ends.map(({ status }) => status === "rejected");
+  assertEquals(failed, [false, true, false, false, false]);
+});
+
 test("besideEachOther() tells at the end of what was left behind", async () => {
   const idle = () => {};
   let timer: ReturnType<typeof setTimeout> | undefined;

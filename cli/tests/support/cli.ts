@@ -6,8 +6,15 @@ import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 
-import { runtime } from "../../../tests/support/process.ts";
+import {
+  type Message,
+  runtime,
+  type Script,
+  spawnScript,
+} from "../../../tests/support/process.ts";
+import { after, test } from "../../../tests/support/test.ts";
 import { until } from "../../../tests/support/until.ts";
+import type { Call, Outcome } from "./caller.ts";
 
 export const ROOT = fileURLToPath(new URL("../../../", import.meta.url));
 
@@ -59,6 +66,11 @@ export interface Cli extends AsyncDisposable {
   write(text: string): void;
   /** Resolves once `look` finds something in what it said. */
   says(look: RegExp): Promise<void>;
+}
+
+/** Tests side by side, but few at a time: each start of it is costly. */
+export function testFew(tests: Parameters<typeof test.sideBySide>[0]): void {
+  test.sideBySide(tests, undefined, { atOnce: 6 });
 }
 
 /** Starts it with these arguments, without a terminal. */
@@ -151,10 +163,42 @@ export function launch(
 export async function ran(
   args: readonly (string | number)[],
   options?: CliOptions,
-): Promise<{ code: number; stdout: string; stderr: string }> {
+): Promise<Outcome> {
   const cli = lockCli(args, options);
   const code = await cli.exited;
   return { code, stdout: cli.stdout, stderr: cli.stderr };
+}
+
+let caller: Script | undefined;
+let last: Promise<unknown> = Promise.resolve();
+after(async () => await caller?.[Symbol.asyncDispose]());
+
+/**
+ * The same without a process of its own, which costs more than most calls: one
+ * serves all of them, in turn. For what starts no command and is soon over.
+ */
+export function asked(
+  args: readonly (string | number)[],
+  { env = {} }: Pick<CliOptions, "env"> = {},
+): Promise<Outcome> {
+  const call: Call = {
+    args: args.map(String),
+    env: { NO_COLOR: "1", REDIS_URL: "", ...env },
+  };
+  const answer = last.then(async () => {
+    caller ??= spawnScript(new URL("caller.ts", import.meta.url));
+    caller.send(call);
+    try {
+      return await caller.next(undefined, 45_000) as Message & Outcome;
+    } catch (error) {
+      // What is said to this call after all is no answer to the next.
+      await caller[Symbol.asyncDispose]();
+      caller = undefined;
+      throw error;
+    }
+  });
+  last = answer.catch(() => {});
+  return answer;
 }
 
 /** Whether there is such a process, and no mere memory of it. */
