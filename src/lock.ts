@@ -244,8 +244,9 @@ async function takeSeveral(
       return handle(answer[0], answer.slice(1));
     }
     if (answer !== undefined && waitMs === 0) {
-      tellers[0](answer);
-      return refused(keys[0], answer, settings);
+      const { index = 0 } = answer;
+      tellers[index](answer);
+      return refused(keys[index], answer, settings);
     }
     refusal = answer;
     if (isUnhurried) until = clock.now() + waitMs;
@@ -277,7 +278,9 @@ async function takeSeveral(
     // No answer in what was left of our patience, after one that was a no.
     const isLate = error instanceof LockBackendError &&
       error.reply === undefined && clock.now() >= until;
-    if (isLate && refusal) return refused(keys[0], refusal, settings);
+    if (isLate && refusal) {
+      return refused(keys[refusal.index ?? 0], refusal, settings);
+    }
     throw error;
   }
   const [first, ...others] = keepers;
@@ -966,8 +969,19 @@ export class DistributedLock implements AsyncDisposable {
   }
 
   async #finishOne(): Promise<LockLostError | undefined> {
-    await this.#releasing?.catch(() => {});
     const keeper = this.#keeper;
+    const clock = clockOf(this.#backend);
+    // From then on nobody is kept out: a server that says nothing until then
+    // is not waited for any longer.
+    const until = clock.now() + (keeper?.remainingMs || this.#claim.ttlMs);
+    const answered = <T>(releasing: Promise<T>) =>
+      // Passed on inside the process, no answer has to come.
+      this.#releasing === undefined
+        ? releasing
+        : within(clock, until - clock.now(), () => releasing);
+    if (this.#releasing !== undefined) {
+      await answered(this.#releasing).catch(() => {});
+    }
     const loss = keeper?.loss;
     if (!this.#mayBeThere) return loss;
     if (loss?.reason === "unreachable") {
@@ -976,9 +990,9 @@ export class DistributedLock implements AsyncDisposable {
       return loss;
     }
     try {
-      return await this.#free((_, loss) => loss);
+      return await answered(this.#free((_, loss) => loss));
     } catch {
-      this.#backend.discard(this.#claim);
+      if (clock.now() < until) this.#backend.discard(this.#claim);
     }
     return loss;
   }

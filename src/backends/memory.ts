@@ -196,11 +196,11 @@ class MemoryBackend implements Backend {
     isFenced: boolean,
   ): Promise<readonly Grant[] | Refusal> {
     const now = this.clock.now();
-    for (const { key, owner } of claims) {
+    for (const [index, { key, owner }] of claims.entries()) {
       const row = this.#look(key);
       if (row === undefined ? this.#lines.has(key) : row.owner !== owner) {
         const retryAfterMs = row && Math.ceil(row.expiresAt - now);
-        return Promise.resolve({ granted: false, retryAfterMs });
+        return Promise.resolve({ granted: false, retryAfterMs, index });
       }
     }
     const grants = claims.map((claim) =>

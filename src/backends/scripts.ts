@@ -253,11 +253,13 @@ if me == last then
 end
 if nextMs == "0" then return {0} end
 local due = math.max(tonumber(had[7] or now), soonest)
-if now >= due then return take(me) end
-local ends = math.max(at + lastWait, soonest)
+local over = at + lastWait
+if now >= due and now < over then return take(me) end
+local ends = math.max(over, soonest)
 local dead = ends + math.min(math.max(lastWait / 2, 250000), 5000000)
 if now >= dead then return take(math.max(last, me)) end
-local ask = math.min(due, now < ends and ends + ${SOON_MS}000 or dead)
+local ask = now < ends and ends + ${SOON_MS}000 or dead
+if now < due and due < over then ask = due end
 if nextMs ~= "" and now + nextMs * 1000 <= ask + ${NEAR_MS}000 then
   return {0}
 end
@@ -908,9 +910,9 @@ for i = 1, #KEYS / 3 do
   local owner = string.match(ARGV[i], "^%d+ %d+ (.*)$")
   mine[i] = holder == owner
   if holder and not mine[i] then
-    return {0, redis.call("PTTL", KEYS[3 * i - 2])}
+    return {0, redis.call("PTTL", KEYS[3 * i - 2]), i}
   elseif not holder and redis.call("EXISTS", KEYS[3 * i - 1]) == 1 then
-    return {0, -1}
+    return {0, -1, i}
   end
 end
 local tokens = {}
@@ -926,8 +928,10 @@ for i = 1, #KEYS / 3 do
 end
 return {1, tokens}`,
   decode(reply) {
-    const [granted, rest] = reply as [unknown, unknown];
-    if (Number(granted) !== 1) return refusal(toLeftMs(rest));
+    const [granted, rest, nth] = reply as unknown[];
+    if (Number(granted) !== 1) {
+      return { ...refusal(toLeftMs(rest)), index: Number(nth) - 1 };
+    }
     return (rest as unknown[]).map((token) =>
       token === "-" ? GRANTED : { ...GRANTED, fencingToken: Number(token) }
     );

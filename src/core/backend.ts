@@ -37,6 +37,8 @@ export interface Refusal {
   readonly retryAfterMs?: number | undefined;
   /** The place in line, from 1; only of one who stands there. */
   readonly place?: number | undefined;
+  /** Which of several keys it is, from 0 in their order. */
+  readonly index?: number | undefined;
 }
 
 /** The plain grant, of which one is enough. */

@@ -6,8 +6,9 @@
  *
  * - The last one runs, though never sooner than one wait after the run before.
  * - Two waits after the burst began, a call runs although others came after it,
- *   and from then on one in every wait. Within two waits: any burst that is over
- *   in less than one wait makes one run, and that with the last arguments.
+ *   and from then on one in every wait, until the burst is over: one wait after
+ *   its last call. Within two waits: any burst that is over in less than one
+ *   wait makes one run, and that with the last arguments.
  * - The latest call of its process stays until a later one of another process
  *   has run, and stands in for it, should that have died.
  */
@@ -145,10 +146,15 @@ export function askBurst(
   if (nextMs === 0) return "done";
   // Of a burst that the server has forgotten, too.
   const dueAt = Math.max(burst.dueAt, soonest);
-  if (now >= dueAt) return take(number);
-  const endsAt = Math.max(burst.at + burst.waitMs, soonest);
+  const isOverAt = burst.at + burst.waitMs;
+  if (now >= dueAt && now < isOverAt) return take(number);
+  const endsAt = Math.max(isOverAt, soonest);
   const isDeadAt = endsAt + graceMs(burst.waitMs);
   if (now >= isDeadAt) return take(Math.max(burst.last, number));
-  const askAt = Math.min(dueAt, now < endsAt ? endsAt + SOON_MS : isDeadAt);
+  const askAt = now < dueAt && dueAt < isOverAt
+    ? dueAt
+    : now < endsAt
+    ? endsAt + SOON_MS
+    : isDeadAt;
   return now + nextMs <= askAt + NEAR_MS ? "done" : Math.ceil(askAt - now);
 }

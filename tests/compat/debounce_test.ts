@@ -149,6 +149,21 @@ for (const { name, open } of worlds) {
     assert(inMs > 40_000 && inMs <= waitMs, `${inMs} ms`);
   });
 
+  inWorld("once a burst is over only its last call runs", async ({ on }) => {
+    const { bursts } = connect(on);
+    const [key, waitMs] = [`over on ${name}`, 100];
+    const join = () => bursts!.join(key, waitMs);
+    const ask = (number: number) => bursts!.ask({ key, number, waitMs });
+    const first = await join();
+    await sleep(150);
+    const last = await join();
+    // By then a run was due, but the last call may have its own.
+    await sleep(110);
+    assertEquals(typeof await ask(first), "number");
+    assertEquals(await ask(last), "run");
+    assertEquals(await ask(first), "done");
+  });
+
   inWorld("who is late by a while is taken for dead", async ({ on }) => {
     const { bursts } = connect(on);
     const key = `late on ${name}`;

@@ -979,6 +979,25 @@ for (const { name, open, hidesEnd } of clients) {
     },
   );
 
+  test(
+    `${name}: what fn returned comes out though the server says no more`,
+    async () => {
+      await using silent = await startRedis();
+      await using it = await open(silent.url);
+      const fn = () => {
+        silent.freeze();
+        return "done";
+      };
+      const result = await withLock(it.client, "errors:k", fn, { ttl: 0.5 });
+      assertEquals(result, "done");
+      silent.thaw();
+      await until(
+        "it is gone",
+        async () => await silent.command("DBSIZE") === 0,
+      );
+    },
+  );
+
   // Of such an object nobody can tell that what it wraps was closed.
   if (hidesEnd) continue;
 

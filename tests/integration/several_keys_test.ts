@@ -81,7 +81,11 @@ holds("taken all, each once and sorted, and freed all", async (on, keys) => {
 
 holds("none where one is taken", async (on, [a, b, c]) => {
   const other = await acquireLock(on, b);
-  await assertRejects(() => acquireLock(on, [a, b, c]), LockNotAcquiredError);
+  const refusal = await assertRejects(
+    () => acquireLock(on, [a, b, c]),
+    LockNotAcquiredError,
+  );
+  assertEquals(refusal.key, b);
   assertEquals(await acquireLock(on, [c, b], { throwOnFail: false }), null);
   await assertRejects(
     () => acquireLock(on, [a, b, c], { waitMs: 40 }),
