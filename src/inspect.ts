@@ -16,7 +16,7 @@ import {
 export interface LockWaiter {
   /** Its label, if it gave one. */
   label?: string;
-  /** Milliseconds for which it has stood there. */
+  /** Milliseconds since it, or those who stand there with it, last came. */
   waitedMs: number;
 }
 
@@ -44,11 +44,15 @@ export interface LockInfo {
    * nobody holds it, or where a key without an expiry is in its place.
    */
   remainingMs?: number;
-  /** The last fencing token drawn, remembered for a day; not all holds draw. */
+  /**
+   * The last fencing token drawn, remembered for a day; not all holds draw. It
+   * may be greater than the holder's: a turn in line draws several at once.
+   */
   fencingToken?: number;
   /**
    * How many stand in line for it: those of one process who gave the same label
-   * count as one. Missing where there is no line to be seen, as of a quorum.
+   * count as one, unless `localTurns` is 0. Missing where there is no line to be
+   * seen, as of a quorum.
    */
   waiting?: number;
   /** The first 100 of them, in their order. */
@@ -109,15 +113,17 @@ function toWaiter({ owner, waitedMs }: Standee): LockWaiter {
  * All locks whose key matches `pattern`, by and by: by SCAN, on every master,
  * which holds nobody up but takes time where there are many keys of any kind.
  *
- * Every string key that matches is taken for a lock. One that was acquired or
- * released meanwhile may or may not be there; none comes twice.
+ * Every string key that matches is taken for a lock, but for those that are
+ * named as what stands beside one (`{…}:line`, `:fence`, `:seen`, `:watch`). One
+ * that was acquired or released meanwhile may or may not be there; none comes
+ * twice.
  *
  * @param on Where the locks live; see {@linkcode acquireLock}.
  * @param pattern A glob pattern as of Redis: `*`, `?`, `[a-z]`, and a
  * backslash before one of these to mean itself.
  * @throws {LockBackendError} The server could not be asked.
- * @throws {TypeError} An argument is bad, or the client can't SCAN; nothing was
- * sent.
+ * @throws {TypeError | RangeError} An argument is bad, or the client can't SCAN;
+ * nothing was sent.
  *
  * @example
  * ```ts

@@ -352,7 +352,8 @@ function telling<T>(
  *
  * What `fn` returns or throws is what comes out; a release that fails changes
  * nothing about that. If the lock was lost before `fn` was done, others may
- * have been inside: that is an error even though `fn` succeeded. Where `fn`
+ * have been inside: that is an error even though `fn` succeeded, unless it
+ * released the lock itself. Where `fn`
  * failed, the loss is the `cause` of its error, if that had none.
  *
  * @param on Where the lock lives; see {@linkcode acquireLock}.
@@ -725,6 +726,8 @@ export class DistributedLock implements AsyncDisposable {
    * @returns `true` if it is held now, also if it was before; `false` if it is
    * taken.
    * @throws {LockBackendError} The server could not be asked, or failed.
+   * @throws {LockError} It was handed over by `toJSON()`, and the owner is one of
+   * the caller's choice (`LOCK_NOT_HELD`).
    */
   acquire(): Promise<boolean> {
     if (this.isAcquired()) return Promise.resolve(true);
@@ -770,11 +773,12 @@ export class DistributedLock implements AsyncDisposable {
 
   /**
    * Makes the lock last `ttl` seconds from now, which may be less than is left.
+   * Of a lock that is renewed, the next renewal makes it the first `ttl` again.
    *
    * @param ttl Seconds; by default as many as it was acquired for.
    * @throws {LockLostError} It was lost, or is as of now.
    * @throws {LockBackendError} The server could not be asked, or failed; the
-   * lock is held for as long as it was anyway.
+   * lock is held for as long as it was anyway, or for `ttl` if that is less.
    * @throws {LockError} It was released or never acquired (`LOCK_NOT_HELD`).
    * @throws {TypeError | RangeError} `ttl` is bad; nothing was sent.
    */
@@ -845,6 +849,8 @@ export class DistributedLock implements AsyncDisposable {
   /**
    * Frees the lock. Harmless if it is not ours any more, and cheap the second
    * time: then nothing is sent.
+   *
+   * It waits for the answer for as long as the client does.
    *
    * @returns `true` if this call freed it; `false` if it was not ours to free.
    * @throws {LockBackendError} The server could not be asked, or failed. The
@@ -951,7 +957,8 @@ export class DistributedLock implements AsyncDisposable {
 
   /**
    * Releases, so that `await using` gives the lock back at the end of a block.
-   * A release that fails is tried again in the background and not told.
+   * A release that fails is tried again in the background and not told; an
+   * answer is waited for no longer than the lease lasts.
    *
    * @throws {LockLostError} The lock was lost before the end of the block.
    */
@@ -1004,9 +1011,11 @@ export class DistributedLock implements AsyncDisposable {
    * lease has to last until the other has resumed it.
    *
    * What comes out lets whoever has it release the lock: it belongs in no log.
+   * And it is to be resumed once: who resumes it twice has two holders.
    *
    * @throws {LockLostError} It was lost.
-   * @throws {LockError} It was released or never acquired (`LOCK_NOT_HELD`).
+   * @throws {LockError} It was released or never acquired, or is just being
+   * extended (`LOCK_NOT_HELD`).
    *
    * @example
    * ```ts

@@ -281,8 +281,9 @@ export class Debounce<Args extends unknown[] = any[]> {
    * call.
    *
    * Resolves after `wait` milliseconds, whether it ran or not, and after the
-   * callback if it did. The latest call of its process stays, where another
-   * process called after it, until that has run.
+   * callback if it did; later by up to another `wait` where a run would come too
+   * soon after the one before. The latest call of its process stays, where
+   * another process called after it, until that has run.
    *
    * @throws What the callback throws, if it was this call that ran it.
    * @throws {LockBackendError} The server could not be asked, or failed.

@@ -81,7 +81,9 @@ export class LockNotAcquiredError extends LockError {
   readonly retryAfterMs: number | undefined;
   /**
    * The place in line when patience ran out, as far as is known: 1 would have
-   * been the next. `undefined` for one who did not stand in line.
+   * been the next. Those of one process with the same label and `fencing` stand
+   * there as one, unless `localTurns` is 0. `undefined` for one who did not
+   * stand in line.
    */
   readonly place: number | undefined;
 

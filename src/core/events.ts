@@ -11,7 +11,7 @@ export interface LockEventBase {
   readonly label?: string;
 }
 
-/** A lock was acquired. */
+/** A lock was acquired; with `replicas`, before these are asked. */
 export interface AcquiredEvent extends LockEventBase {
   /** What happened. */
   readonly type: "acquired";
@@ -36,7 +36,8 @@ export interface RefusedEvent extends LockEventBase {
 /**
  * Somebody stands in line, for the first time or at another place than before:
  * as of when the server was asked, which is every second or so. Those of one
- * process who wait for one key with one label stand there as one.
+ * process who wait for one key with one label stand there as one, unless
+ * `localTurns` is 0.
  */
 export interface WaitingEvent extends LockEventBase {
   /** What happened. */
@@ -83,7 +84,7 @@ export interface LostEvent extends LockEventBase {
 export interface ReleasedEvent extends LockEventBase {
   /** What happened. */
   readonly type: "released";
-  /** Milliseconds for which it was held. */
+  /** Milliseconds for which it was held, or since it was resumed here. */
   readonly heldMs: number;
   /** Milliseconds that the release took. */
   readonly tookMs: number;

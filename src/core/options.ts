@@ -5,6 +5,9 @@ export interface LockOptions {
   /**
    * Seconds that the server keeps a silent hold: what a crashed holder costs
    * the others at most. Fractions are kept to the millisecond. Default: 30.
+   *
+   * After waiting in line on a server it is two seconds at most to begin with,
+   * and made the whole within the first of them, if the program runs that long.
    */
   ttl?: number;
   /**
