@@ -721,13 +721,15 @@ export class DistributedLock implements AsyncDisposable {
   }
 
   /**
-   * Makes one attempt to acquire the lock.
+   * Makes one attempt to acquire the lock, as it was acquired before; but
+   * `replicas` are not asked again.
    *
    * @returns `true` if it is held now, also if it was before; `false` if it is
    * taken.
    * @throws {LockBackendError} The server could not be asked, or failed.
+   * @throws {LockLostError} Of several keys, one was lost before the last came.
    * @throws {LockError} It was handed over by `toJSON()`, and the owner is one of
-   * the caller's choice (`LOCK_NOT_HELD`).
+   * the caller's choice; or it was released meanwhile (`LOCK_NOT_HELD`).
    */
   acquire(): Promise<boolean> {
     if (this.isAcquired()) return Promise.resolve(true);
@@ -767,6 +769,15 @@ export class DistributedLock implements AsyncDisposable {
         if (!isOurs) await this.#finish();
       }
       if (!isOurs) return false;
+    }
+    // The first may be over by the time of the last, or have been released.
+    if (this.#others !== ALONE) {
+      try {
+        this.assertHeld();
+      } catch (error) {
+        await this.#finish();
+        throw error;
+      }
     }
     return true;
   }

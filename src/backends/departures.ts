@@ -14,7 +14,7 @@ import type { Port } from "../clients/port.ts";
 import type { Hold, Verdict } from "../core/backend.ts";
 import { systemClock } from "../core/clock.ts";
 import { isPassing, type LockBackendError } from "../core/errors.ts";
-import { failure } from "./failure.ts";
+import { failure, isAboutSome } from "./failure.ts";
 import {
   prepare,
   RELEASE,
@@ -37,9 +37,6 @@ const PAUSE_LAST_MS = 200;
 const BUSY_MS = 20;
 
 const settled = Promise.resolve();
-
-/** What a server says to several that it does not say to each. */
-const APART = /^(NOPERM|CROSSSLOT|ERR)$/;
 
 /** A release that is about to be sent. */
 interface Departure {
@@ -149,7 +146,7 @@ export class Departures {
       }
       // It is about one of them, such as a key that we have no right to; or about
       // all, as with a Cluster behind a client that does not look like one.
-      this.#areApart ||= APART.test(reply);
+      this.#areApart ||= isAboutSome(error);
       for (const one of all) void this.#sendAlone(one);
     }
   }

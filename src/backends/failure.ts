@@ -12,6 +12,10 @@ const IN_SCRIPT = /^ERR Error running script .*?: -/;
 /** The server's own error word, if that is what `cause` is: it leads the text. */
 export function replyOf(cause: unknown): string | undefined {
   if (!(cause instanceof Error) || "errno" in cause) return undefined;
+  // "JSON Parse error", say: no server's.
+  if (cause instanceof SyntaxError || cause instanceof TypeError) {
+    return undefined;
+  }
   const text = cause.message.replace(REDIRECTED, "").replace(IN_SCRIPT, "");
   return /^([A-Z]{2,}[A-Z0-9]*) /.exec(text)?.[1];
 }
@@ -43,6 +47,11 @@ export function failure(
     cause,
     reply,
   );
+}
+
+/** Whether a server says that to several that it does not say to each. */
+export function isAboutSome({ reply }: LockBackendError): boolean {
+  return reply === "NOPERM" || reply === "CROSSSLOT" || reply === "ERR";
 }
 
 /**

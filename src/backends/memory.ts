@@ -180,7 +180,7 @@ class MemoryBackend implements Backend {
     } else if (row.owner !== owner) {
       const retryAfterMs = Math.ceil(row.expiresAt - now);
       return Promise.resolve({ granted: false, retryAfterMs });
-    }
+    } else row.expiresAt = Math.max(row.expiresAt, now + ttlMs);
     return Promise.resolve(GRANTED);
   }
 
@@ -236,12 +236,16 @@ class MemoryBackend implements Backend {
       : "taken";
   }
 
-  extend(claims: readonly Claim[]): Promise<readonly Verdict[]> {
+  extend(
+    claims: readonly Claim[],
+    atLeast?: boolean,
+  ): Promise<readonly Verdict[]> {
     return Promise.resolve(claims.map((claim) => {
       const verdict = this.#judge(claim);
       if (verdict === "done") {
+        const row = this.#rows.get(claim.key)!;
         const expiresAt = this.clock.now() + claim.ttlMs;
-        this.#rows.get(claim.key)!.expiresAt = expiresAt;
+        if (!atLeast || row.expiresAt < expiresAt) row.expiresAt = expiresAt;
       }
       return verdict;
     }));

@@ -30,7 +30,7 @@ import type { LockEvent } from "../core/events.ts";
 import { kindOf } from "../core/options.ts";
 import { CleanUps } from "./clean_up.ts";
 import { Departures, insist, releaseAlone } from "./departures.ts";
-import { failure, mayBeDone } from "./failure.ts";
+import { failure, isAboutSome, mayBeDone } from "./failure.ts";
 import { Inbox } from "./inbox.ts";
 import {
   ACQUIRE_ALL,
@@ -109,6 +109,8 @@ export class RedisBackend implements Backend {
   readonly tryAcquireAll: Backend["tryAcquireAll"];
   /** In a Cluster, where one script may touch one slot only. */
   readonly areTogether: Backend["areTogether"];
+  /** Whether one script may not touch all keys, as has been seen. */
+  #areApart = false;
   /** Not for a double, as above. */
   readonly #departures: Departures | undefined;
   readonly #port: Port;
@@ -203,7 +205,7 @@ export class RedisBackend implements Backend {
       // As text: a client may be told to give bytes.
       if (reply === "OK" || String(reply) === "OK") return then(GRANTED);
       if (reply === null || reply === undefined) {
-        return this.#whyRefused(key, owner).catch(failed).then(then);
+        return this.#whyRefused(claim).catch(failed).then(then);
       }
       return this.#notAReply(claim, reply);
     }, failed);
@@ -295,21 +297,28 @@ export class RedisBackend implements Backend {
    * A client that resends after a cut meets its own first SET: that is a yes.
    * Asked after a no only, so a yes costs one command.
    */
-  async #whyRefused(key: string, owner: string): Promise<Grant | Refusal> {
+  async #whyRefused(claim: Claim): Promise<Grant | Refusal> {
+    const { key, owner } = claim;
     const port = this.#port;
     if (port.get !== undefined) {
       return await port.get(key) === owner ? GRANTED : { granted: false };
     }
     const { verdict, leftMs } = await run(port, INQUIRE, [key], [owner]);
-    return verdict === "done" ? GRANTED : refusal(leftMs);
+    if (verdict !== "done") return refusal(leftMs);
+    // It may be that of an attempt before this one, and half over.
+    const [extended] = await this.extend([claim], true);
+    if (typeof extended !== "string") throw extended.cause ?? extended;
+    return extended === "done" ? GRANTED : { granted: false };
   }
 
   async extend(
     claims: readonly Claim[],
+    atLeast?: boolean,
   ): Promise<readonly (Verdict | LockBackendError)[]> {
-    if (claims.length > 1 && this.#port.isCluster) {
+    const areApart = this.#port.isCluster || this.#areApart;
+    if (claims.length > 1 && areApart) {
       // One script may touch one slot only.
-      const each = claims.map((claim) => this.extend([claim]));
+      const each = claims.map((claim) => this.extend([claim], atLeast));
       return (await Promise.all(each)).flat();
     }
     try {
@@ -317,10 +326,16 @@ export class RedisBackend implements Backend {
         this.#port,
         EXTEND,
         claims.map(({ key }) => key),
-        claims.flatMap(({ owner, ttlMs }) => [owner, String(ttlMs)]),
+        [
+          ...claims.flatMap(({ owner, ttlMs }) => [owner, String(ttlMs)]),
+          ...atLeast ? ["1"] : [],
+        ],
       );
     } catch (cause) {
-      return claims.map(({ key }) => failure("extend", key, cause));
+      const errors = claims.map(({ key }) => failure("extend", key, cause));
+      if (claims.length === 1 || !isAboutSome(errors[0])) return errors;
+      this.#areApart = true;
+      return await this.extend(claims, atLeast);
     }
   }
 
@@ -565,6 +580,8 @@ class RedisLine implements Line {
   /** How many messages of a test were sent to us, and not heard. */
   #missed = 0;
   #testedAt = -Infinity;
+  /** As of the backend: whether each key is to be asked for alone. */
+  #areApart = false;
 
   constructor(port: Port, cleanUp: (hold: Claim, leaving: string) => void) {
     this.#port = port;
@@ -615,7 +632,8 @@ class RedisLine implements Line {
     wishes: readonly Wish[],
     isInPassing: boolean = false,
   ): Promise<readonly (Turn | Place | LockBackendError)[]> {
-    if (this.#port.isCluster && wishes.some(isOther)) {
+    const areApart = this.#port.isCluster || this.#areApart;
+    if (areApart && wishes.some(isOther)) {
       // One script may touch one slot only.
       const groups = new Map<string, Wish[]>();
       for (const wish of wishes) {
@@ -653,6 +671,13 @@ class RedisLine implements Line {
           : answer
       );
     } catch (cause) {
+      const [{ key }] = wishes;
+      if (
+        wishes.some(isOther) && isAboutSome(failure("wait for", key, cause))
+      ) {
+        this.#areApart = true;
+        return await this.stand(wishes, isInPassing);
+      }
       return wishes.map((wish) => {
         const error = failure("wait for", wish.key, cause);
         // By this name it will not be asked for again.

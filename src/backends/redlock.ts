@@ -299,6 +299,7 @@ export class RedlockBackend implements Backend {
 
   extend(
     claims: readonly Claim[],
+    atLeast?: boolean,
   ): Promise<readonly (Verdict | LockBackendError)[]> {
     const members = this.#members;
     const pursuits = claims.map((claim) => this.#pursue(claim, members.length));
@@ -310,7 +311,7 @@ export class RedlockBackend implements Backend {
       readonly (Verdict | LockBackendError)[],
       readonly (Verdict | LockBackendError)[]
     >("extend", key, ttlMs, {
-      ask: (member) => member.extend(claims),
+      ask: (member) => member.extend(claims, atLeast),
       onAnswer: (answer, index) => {
         for (const [i, claim] of claims.entries()) {
           const isLacking = !isFailure(answer) && answer[i] === "absent";

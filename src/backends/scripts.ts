@@ -135,16 +135,18 @@ return redis.call("DEL", lock)`,
 });
 
 /** Makes each lock last its ttl from now if its owner still has it: of any
- * number of keys, with an owner and a ttl in milliseconds for each. One that is
- * no lock any more is another's, and no reason to leave the rest alone. */
+ * number of keys, with an owner and a ttl in milliseconds for each, and then a 1
+ * where what lasts longer is to be left alone. One that is no lock any more is
+ * another's, and no reason to leave the rest alone. */
 export const EXTEND = define({
   keys: [] as readonly string[],
   args: [] as readonly string[],
-  lua: `local verdicts = {}
+  lua: `local verdicts, atLeast = {}, ARGV[2 * #KEYS + 1] == "1"
 for i, lock in ipairs(KEYS) do
-  local now = redis.pcall("GET", lock)
+  local now, ttl = redis.pcall("GET", lock), ARGV[2 * i]
   if now == ARGV[2 * i - 1] then
-    verdicts[i] = redis.call("PEXPIRE", lock, ARGV[2 * i])
+    local isLonger = atLeast and redis.call("PTTL", lock) >= tonumber(ttl)
+    verdicts[i] = isLonger and 1 or redis.call("PEXPIRE", lock, ttl)
   else
     verdicts[i] = now and -1 or 0
   end
@@ -285,6 +287,7 @@ if not redis.call("SET", lock, owner, "PX", ttlMs, "NX") then
   if redis.call("GET", lock) ~= owner then
     return {0, redis.call("PTTL", lock)}
   end
+  redis.call("PEXPIRE", lock, ttlMs)
   if last then return {1, last} end
 end
 local time = redis.call("TIME")
@@ -919,7 +922,8 @@ local tokens = {}
 for i = 1, #KEYS / 3 do
   local lock, fence = KEYS[3 * i - 2], KEYS[3 * i]
   if mine[i] then
-    local wanted = string.match(ARGV[i], "^%d+ (%d+) ")
+    local ttl, wanted = string.match(ARGV[i], "^(%d+) (%d+) ")
+    redis.call("PEXPIRE", lock, ttl)
     tokens[i] = wanted ~= "0" and drawn(fence, wanted) or "-"
   else
     local _, _, token = give(lock, fence, ARGV[i], math.huge)
@@ -933,7 +937,10 @@ return {1, tokens}`,
       return { ...refusal(toLeftMs(rest)), index: Number(nth) - 1 };
     }
     return (rest as unknown[]).map((token) =>
-      token === "-" ? GRANTED : { ...GRANTED, fencingToken: Number(token) }
+      // As text: a client may be told to give bytes.
+      String(token) === "-"
+        ? GRANTED
+        : { ...GRANTED, fencingToken: Number(token) }
     );
   },
 });

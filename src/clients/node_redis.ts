@@ -218,15 +218,16 @@ function bySentinel(client: Sentinel): Partial<Port> {
     },
     listen: (channel, listener) => listenBySentinel(client, channel, listener),
     async *scan(pattern) {
+      const prefix = String(client._keyPrefix ?? "");
       let cursor = "0";
       do {
         // As a command of its own it would go from one replica to the next.
         const reply = await client.sendCommand(false, [
-          ...["SCAN", cursor, "MATCH", pattern],
+          ...["SCAN", cursor, "MATCH", literal(prefix) + pattern],
           ...["COUNT", String(SCAN_COUNT), "TYPE", "string"],
         ]);
         const [next, keys] = reply as [unknown, unknown[]];
-        yield keys.map(String);
+        yield keys.map((key) => String(key).slice(prefix.length));
         cursor = String(next);
       } while (cursor !== "0");
     },

@@ -77,7 +77,7 @@ export async function acquireAll(
   terms: Terms,
 ): Promise<Keeper[] | Refusal> {
   const { signal, fencing } = terms;
-  signal?.throwIfAborted();
+  if (signal?.aborted) throw signal.reason;
   const asked = asking(clockOf(backend));
   const attempt = backend.tryAcquireAll!(claims, fencing);
   const giveBack = () => claims.forEach((claim) => backend.discard(claim));
@@ -137,7 +137,7 @@ export async function confirm(
       leftMs,
       () => backend.confirm!(claims, replicas, Math.min(answerMs, leftMs)),
     ).catch((error: unknown) => error);
-    signal?.throwIfAborted();
+    if (signal?.aborted) throw signal.reason;
     if (typeof answer === "number") {
       if (answer >= replicas) return;
       confirmed = Math.max(confirmed, answer);

@@ -132,9 +132,13 @@ export interface Backend {
    * Makes each hold last its `ttlMs` from now if it is still ours, with as few
    * commands as will do: all holds of a client are renewed together. Answers
    * for each with a verdict, or with the error that kept it from one.
+   *
+   * @param atLeast Leaves alone what lasts longer. It may come late, after the
+   * hold has moved to another process and was extended there.
    */
   extend(
     claims: readonly Claim[],
+    atLeast?: boolean,
   ): Promise<readonly (Verdict | LockBackendError)[]>;
   /**
    * Makes each hold last its `ttlMs` from now if it is still ours, and asks how

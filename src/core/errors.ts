@@ -266,7 +266,7 @@ export class LockReplicationError extends LockBackendError {
  */
 const PASSING = new Set([
   ...["READONLY", "LOADING", "MASTERDOWN", "NOREPLICAS"],
-  ...["CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK"],
+  ...["CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "BUSY"],
 ]);
 
 /** Whether who has patience is to try again, and nobody said "taken". */

@@ -195,7 +195,9 @@ export function checkOptions(
   names?: ReadonlySet<string>,
 ): void {
   if (
-    typeof options !== "object" || options === null || Array.isArray(options)
+    typeof options !== "object" || options === null ||
+    Array.isArray(options) || options instanceof Promise ||
+    options instanceof Map
   ) {
     // Its kind only: a URL in the wrong place has a password in it.
     wrongType(action, "options must be an object", options, kindOf(options));

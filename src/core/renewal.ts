@@ -35,13 +35,17 @@ export function renewalOf(backend: Backend): Renewal {
   return renewal;
 }
 
-/** Extends each of `claims`; what a backend throws is the answer to all. */
+/**
+ * Extends each of `claims`, or only those with less left, if `atLeast`; what a
+ * backend throws is the answer to all.
+ */
 export async function extendAll(
   backend: Backend,
   claims: readonly Claim[],
+  atLeast?: boolean,
 ): Promise<readonly (Verdict | LockBackendError)[]> {
   try {
-    return await backend.extend(claims);
+    return await backend.extend(claims, atLeast);
   } catch (cause) {
     return claims.map(({ key }) =>
       cause instanceof LockBackendError
@@ -143,7 +147,7 @@ export class Renewal {
   async #renew(keepers: readonly Keeper[]): Promise<void> {
     const claims = keepers.map(({ claim }) => claim);
     const asked = keepers.map((keeper) => keeper.asks(keeper.claim.ttlMs));
-    const extension = extendAll(this.#backend, claims);
+    const extension = extendAll(this.#backend, claims, true);
     for (const keeper of keepers) keeper.isBeingRenewed(extension);
     const answers = await extension;
     for (const [i, keeper] of keepers.entries()) {

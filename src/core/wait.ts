@@ -128,7 +128,7 @@ export async function withPatience<T>(
   graceMs = 0,
 ): Promise<T> {
   const { signal } = terms;
-  signal?.throwIfAborted();
+  if (signal?.aborted) throw signal.reason;
   const end = new AbortController();
   const stop = () => end.abort(signal!.reason);
   signal?.addEventListener("abort", stop, { once: true });

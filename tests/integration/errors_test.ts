@@ -175,6 +175,12 @@ const badOptions: [
   [null, TypeError, "options must be an object", "null"],
   ["ttl=10", TypeError, "options must be an object", "a string"],
   [10, TypeError, "options must be an object", "a number"],
+  [
+    Promise.resolve({ ttl: 10 }),
+    TypeError,
+    "options must be an object",
+    "an object (Promise)",
+  ],
   [{ throwOnFail: 0 }, TypeError, "throwOnFail must be a boolean", "0"],
   [
     { throwOnFail: "false" },
@@ -247,6 +253,7 @@ function shown(options: unknown): string {
   ) {
     return JSON.stringify(options);
   }
+  if (options instanceof Promise) return "a Promise";
   const [[name, value]] = Object.entries(options);
   const text = typeof value === "string"
     ? `"${value.length > 20 ? `${value.slice(0, 3)}…` : value}"`
