@@ -784,7 +784,8 @@ export class DistributedLock implements AsyncDisposable {
 
   /**
    * Makes the lock last `ttl` seconds from now, which may be less than is left.
-   * Of a lock that is renewed, the next renewal makes it the first `ttl` again.
+   * Of a lock that is renewed, the next renewal makes it the first `ttl` again
+   * where it is less.
    *
    * @param ttl Seconds; by default as many as it was acquired for.
    * @throws {LockLostError} It was lost, or is as of now.

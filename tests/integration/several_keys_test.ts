@@ -6,6 +6,7 @@ import {
   assertRejects,
   assertStringIncludes,
 } from "@std/assert";
+import { Buffer } from "node:buffer";
 
 import {
   acquireLock,
@@ -220,6 +221,31 @@ test("several keys: taken by one command and freed by one, however many", async 
     1,
   );
   await server.command("DEL", keys[3]);
+});
+
+holds("a signal of another make will do", async (on, keys) => {
+  const polyfill = Object.assign(new EventTarget(), { aborted: false });
+  const signal = polyfill as unknown as AbortSignal;
+  const lock = await acquireLock(on, keys, { signal, waitMs: 50 });
+  assertEquals(await lock.release(), true);
+});
+
+test("several keys: they have tokens, and where replies are bytes none by mistake", async () => {
+  const { createClient } = await import("redis");
+  const client = createClient({
+    url: server.url,
+    // Of what type each reply is: bulk strings, by their sign.
+    commandOptions: { typeMapping: { 36: Buffer } },
+  });
+  await client.connect();
+  const keys = ["bytes:a", "bytes:b"];
+  for (const fencing of [false, true]) {
+    const lock = await acquireLock(client, keys, { fencing });
+    const tokens = [...lock.fencingTokens.values()];
+    assertEquals(tokens.map(Number.isSafeInteger), fencing ? [true, true] : []);
+    await lock.release();
+  }
+  client.destroy();
 });
 
 /** A hundred who want overlapping sets, through several clients of one kind. */
