@@ -12,7 +12,7 @@ import {
   type Script,
   spawnScript,
 } from "../../../tests/support/process.ts";
-import { after, test } from "../../../tests/support/test.ts";
+import { after, test, timersEnd } from "../../../tests/support/test.ts";
 import { until } from "../../../tests/support/until.ts";
 import type { Call, Outcome } from "./caller.ts";
 
@@ -70,7 +70,8 @@ export interface Cli extends AsyncDisposable {
 
 /** Tests side by side, but few at a time: each start of it is costly. */
 export function testFew(tests: Parameters<typeof test.sideBySide>[0]): void {
-  test.sideBySide(tests, undefined, { atOnce: 6 });
+  // Who has waited in line with the library listens on for a moment.
+  test.sideBySide(tests, timersEnd, { atOnce: 6 });
 }
 
 /** Starts it with these arguments, without a terminal. */
