@@ -303,9 +303,11 @@ export class Keeper {
       const callOff = before && this.#clock.setTimer(letGo, this.#ttlMs / 3);
       try {
         await before;
+        while (this.#renewing !== undefined) await this.#renewing;
+        // From here on it is this one that is under way, until it is answered.
+        callOff?.();
         if (!isAhead) this.#byHand++;
         isAhead = true;
-        while (this.#renewing !== undefined) await this.#renewing;
         return isLate || this.remainingMs === 0 ? undefined : await extend();
       } finally {
         callOff?.();

@@ -59,7 +59,8 @@ export interface LockOptions {
   /**
    * How many waiters of this process one turn in line may serve, one after the
    * other and without a word to the server; never past 10 ms since the turn
-   * began. 0 for strict order across all processes. Default: 16.
+   * began, nor more than 100 with `fencing`. 0 for strict order across all
+   * processes. Default: 16.
    */
   localTurns?: number;
   /**

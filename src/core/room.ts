@@ -55,6 +55,11 @@ const TICK_MS = 5;
 const IDLE_MS = 1_000;
 /** How many wishes go into one command: a script holds everybody else up. */
 const MOST_AT_ONCE = 250;
+/**
+ * How many fencing tokens a turn draws at most, and so serves: drawn by the
+ * thousand, they would run ahead of the clock that they are to be no less than.
+ */
+const MOST_TOKENS = 100;
 /** How often, where whoever has the key may go without a word. */
 const FOREIGN_MS = 150;
 /**
@@ -177,7 +182,8 @@ export class LocalTurn {
     this.#room.seat(this, keeper.claim.owner, lease, keeper);
   }
 
-  /** The hold of `owner` goes on by another name: it is passed on no more. */
+  /** The hold of `owner` goes on elsewhere, or by another name: it is passed on
+   * no more. */
   drop(owner: string): void {
     this.#room.drop(this, owner);
   }
@@ -227,6 +233,8 @@ export class Room {
   readonly #standing = new Map<string, Party>();
   /** Who holds a key by a turn, by owner: to be told if it is ended by force. */
   readonly #seated = new Map<string, Keeper>();
+  /** Who held one that goes on elsewhere, by owner. */
+  readonly #gone = new Map<string, Keeper>();
   #sweepAt = 64;
   /**
    * The attempts of those who try in passing, by key. What is over stays for a
@@ -463,7 +471,9 @@ export class Room {
     if (party.wish !== undefined) this.#standing.delete(party.wish.owner);
     const [{ ttlMs, localTurns }] = party.waiters;
     const owner = drawOwner(party.label, this.#line.inbox, party.isFenced);
-    const tokens = party.isFenced ? Math.max(1, localTurns) : 0;
+    const tokens = party.isFenced
+      ? Math.min(Math.max(1, localTurns), MOST_TOKENS)
+      : 0;
     const wish: Wish = { key: party.key, owner, ttlMs, tokens, ticket };
     party.wish = wish;
     party.isCalled = this.#line.inbox !== undefined;
@@ -662,10 +672,17 @@ export class Room {
     );
   }
 
-  /** Ends a turn, and not the hold: who is left of us stands in line. */
+  /**
+   * Ends a turn, and not the hold: who is left of us stands in line. The owner
+   * stays known for as long as the lease lasts: an answer that comes late must
+   * not give back what another process goes on with.
+   */
   drop(turn: LocalTurn, owner: string): void {
     const { party } = turn;
+    const keeper = this.#seated.get(owner);
     this.#seated.delete(owner);
+    if (keeper !== undefined) this.#gone.set(owner, keeper);
+    if (this.#gone.size >= this.#sweepAt) this.#sweep();
     if (party.turn !== turn) return;
     party.turn = undefined;
     if (party.waiters.length === 0) this.#close(party);
@@ -740,7 +757,9 @@ export class Room {
    * its turn came before the answer to it is somebody's hold.
    */
   #withdraw(wish: Wish): void {
-    if (!this.#seated.has(wish.owner)) this.#line.leave(wish);
+    const { owner } = wish;
+    if (this.#seated.has(owner) || this.#gone.has(owner)) return;
+    this.#line.leave(wish);
   }
 
   /** Lets a waiter go, who has waited long enough or was told to. */
@@ -842,10 +861,12 @@ export class Room {
         this.#close(party);
       }
     }
-    for (const [owner, keeper] of this.#seated) {
-      if (keeper.isOver) this.#seated.delete(owner);
+    for (const all of [this.#seated, this.#gone]) {
+      for (const [owner, keeper] of all) {
+        if (keeper.isOver) all.delete(owner);
+      }
     }
-    this.#sweepAt = Math.max(64, this.#seated.size * 2);
+    this.#sweepAt = Math.max(64, this.#seated.size * 2, this.#gone.size * 2);
   }
 
   /** Listens, or finds that it can't. */

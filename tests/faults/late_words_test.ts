@@ -1,9 +1,10 @@
 /** Words that come late to a real server, or to another owner of the lock. */
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 
 import {
   acquireLock,
   DistributedLock,
+  LockError,
   LockLostError,
   redis,
 } from "@dreamer/utils/lock";
@@ -17,6 +18,7 @@ let server: RedisServer;
 before(async () => void (server = await startRedis()));
 after(() => server.stop());
 
+const sleep = (ms: number) => new Promise((done) => setTimeout(done, ms));
 const left = async (key: string) => Number(await server.command("PTTL", key));
 
 for (const { name, open } of clients) {
@@ -41,6 +43,25 @@ for (const { name, open } of clients) {
     await acquireLock(here.client, `${key}, then`);
     assert(await left(key) > 50_000, `${await left(key)} ms`);
     assert(await resumed.release());
+  });
+
+  test(`${name}: no hand-over while an extension is under way, however late`, async () => {
+    await using proxy = await startProxy(server.port);
+    await using here = await open(proxy.url);
+    const lock = await acquireLock(here.client, `busy at ${name}`, { ttl: 6 });
+    proxy.hold(true);
+    const first = lock.extend();
+    const second = lock.extend(5);
+    await sleep(1_000);
+    proxy.hold(false);
+    await first;
+    // The second has waited for the first, and is under way by now.
+    proxy.hold(true);
+    await sleep(1_500);
+    assertThrows(() => lock.toJSON(), LockError, "is being extended");
+    proxy.hold(false);
+    await second;
+    assert(await lock.release());
   });
 
   test(`${name}: tried again by the same owner it has a whole lease`, async () => {

@@ -4,7 +4,7 @@ import { assert, assertEquals, assertInstanceOf } from "@std/assert";
 import {
   acquireLock,
   type Backend,
-  type DistributedLock,
+  DistributedLock,
   LockBackendError,
   LockNotAcquiredError,
 } from "@dreamer/utils/lock";
@@ -118,6 +118,57 @@ test("patience that runs out says where one stood, and for how long it is taken"
     assertEquals(refused.place, i + 1);
     assert(refused.retryAfterMs! > 8_000 && refused.retryAfterMs! <= 9_000);
   }
+});
+
+test("a late answer leaves alone what was handed to another process", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { line } = on;
+  const { stand } = line!;
+  const holder = await acquireLock(on, "k");
+  let isLate = false;
+  let arrive = () => {};
+  const arrival = new Promise<void>((go) => arrive = go);
+  line!.stand = async (...wishes) => {
+    const answers = await stand.apply(line, wishes);
+    if (isLate) await arrival;
+    return answers;
+  };
+  const waiting = acquireLock(on, "k", { ttl: 10, waitMs: 10_000 });
+  await settle();
+  await clock.advance(100);
+  // The next question, which comes after 1.2 s, has no answer for now.
+  isLate = true;
+  await clock.advance(1_300);
+  await holder.release();
+  const json = JSON.stringify(await waiting);
+  const resumed = await DistributedLock.resume(on, json);
+  arrive();
+  await settle();
+  await resumed.extend();
+  assertEquals(await resumed.release(), true);
+});
+
+test("tokens rise however many a turn may serve", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const options = {
+    waitMs: 10_000,
+    fencing: true,
+    localTurns: Number.MAX_SAFE_INTEGER,
+  };
+  const tokens: number[] = [];
+  for (let turn = 0; turn < 3; turn++) {
+    const holder = await acquireLock(on, "k", { label: "another" });
+    const waiting = acquireLock(on, "k", options);
+    await settle();
+    await holder.release();
+    const lock = await waiting;
+    tokens.push(lock.fencingToken!);
+    await lock.release();
+  }
+  assert(tokens.every(Number.isSafeInteger), `${tokens}`);
+  assert(tokens[0] < tokens[1] && tokens[1] < tokens[2], `${tokens}`);
 });
 
 test("who was long on the way into the line keeps the place there", async () => {
