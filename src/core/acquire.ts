@@ -1,5 +1,6 @@
 /** From a wish to a hold: one attempt, or patience. */
 
+import { onAbort } from "./aborts.ts";
 import {
   type Backend,
   type Claim,
@@ -190,17 +191,15 @@ function orAborted<T>(
   giveBack: () => void,
 ): Promise<T> {
   return new Promise((resolve, reject) => {
-    const abort = () => {
+    const ignore = onAbort(signal, () => {
       reject(signal.reason);
       attempt.then((answer) => isRefusal(answer) || giveBack(), () => {});
-    };
+    });
     // Unheard in the very callback that answers: an abort in the microtask
     // after it would otherwise give back what the caller is about to use.
-    const answered = () => signal.removeEventListener("abort", abort);
-    signal.addEventListener("abort", abort, { once: true });
     attempt.then(
-      (answer) => (answered(), resolve(answer)),
-      (error) => (answered(), reject(error)),
+      (answer) => (ignore(), resolve(answer)),
+      (error) => (ignore(), reject(error)),
     );
   });
 }
@@ -211,11 +210,8 @@ export function unlessAborted<T>(
   promise: Promise<T>,
 ): Promise<T> {
   return new Promise((resolve, reject) => {
-    const abort = () => reject(signal.reason);
-    if (signal.aborted) abort();
-    signal.addEventListener("abort", abort, { once: true });
-    promise.then(resolve, reject).finally(() =>
-      signal.removeEventListener("abort", abort)
-    );
+    if (signal.aborted) reject(signal.reason);
+    const ignore = onAbort(signal, () => reject(signal.reason));
+    promise.then(resolve, reject).finally(ignore);
   });
 }

@@ -1,5 +1,7 @@
 /** Time as a lock needs it: two clocks to measure with, and one kind of timer. */
 
+import { onAbort } from "./aborts.ts";
+
 /**
  * What the library asks of time. The system's is the default; tests hand in
  * one that they crank themselves.
@@ -125,19 +127,18 @@ export function pause(
   signal?: AbortSignal,
 ): Promise<void> {
   return new Promise((resolve, reject) => {
-    const abort = () => {
-      callOff();
-      reject(signal!.reason);
-    };
     const callOff = clock.setTimer(
       () => {
-        signal?.removeEventListener("abort", abort);
+        ignore?.();
         resolve();
       },
       Math.max(0, ms),
       true,
     );
-    signal?.addEventListener("abort", abort, { once: true });
+    const ignore = signal && onAbort(signal, () => {
+      callOff();
+      reject(signal.reason);
+    });
   });
 }
 

@@ -1,5 +1,6 @@
 /** Patience: one who waits, and where. */
 
+import { onAbort } from "./aborts.ts";
 import { acquire, claimFor, unlessAborted } from "./acquire.ts";
 import {
   type Backend,
@@ -130,8 +131,7 @@ export async function withPatience<T>(
   const { signal } = terms;
   if (signal?.aborted) throw signal.reason;
   const end = new AbortController();
-  const stop = () => end.abort(signal!.reason);
-  signal?.addEventListener("abort", stop, { once: true });
+  const ignore = signal && onAbort(signal, () => end.abort(signal.reason));
   const late = unanswered(key, waitMs);
   const callOff = waitMs === Infinity ? () => {} : whenLate(
     clockOf(backend),
@@ -143,7 +143,7 @@ export async function withPatience<T>(
     return await attempt({ ...terms, signal: end.signal }, late);
   } finally {
     callOff();
-    signal?.removeEventListener("abort", stop);
+    ignore?.();
   }
 }
 
@@ -236,7 +236,7 @@ export class Waiter {
   readonly #answer: (answer: Keeper | Refusal) => void;
   readonly #reject: (reason: unknown) => void;
   #callOff: (() => void) | undefined;
-  #onAbort: (() => void) | undefined;
+  #ignore: (() => void) | undefined;
 
   constructor(
     ttlMs: number,
@@ -262,13 +262,13 @@ export class Waiter {
       this.wait(clock, this.waitMs, () => depart("late"));
     }
     if (signal === undefined) return;
-    this.#onAbort = () => {
+    const abort = () => {
       this.#finish();
       this.#reject(signal.reason);
       depart("aborted");
     };
-    if (signal.aborted) this.#onAbort();
-    else signal.addEventListener("abort", this.#onAbort, { once: true });
+    if (signal.aborted) abort();
+    else this.#ignore = onAbort(signal, abort);
   }
 
   /** Calls `then` in so many milliseconds, unless it waits no more by then. */
@@ -297,8 +297,6 @@ export class Waiter {
   #finish(): void {
     this.isOver = true;
     this.#callOff?.();
-    if (this.#onAbort !== undefined) {
-      this.terms.signal!.removeEventListener("abort", this.#onAbort);
-    }
+    this.#ignore?.();
   }
 }

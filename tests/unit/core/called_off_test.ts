@@ -146,3 +146,39 @@ test("little patience is not less than none, also for several keys", async () =>
   }
   await taken.release();
 });
+
+test("a signal shared by many has one listener, and none when all is over", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const shutDown = new AbortController();
+  const { signal } = shutDown;
+  let listeners = 0;
+  let most = 0;
+  const { addEventListener, removeEventListener } = signal;
+  signal.addEventListener = (...args: unknown[]) => {
+    most = Math.max(most, ++listeners);
+    Reflect.apply(addEventListener, signal, args);
+  };
+  signal.removeEventListener = (...args: unknown[]) => {
+    listeners--;
+    Reflect.apply(removeEventListener, signal, args);
+  };
+  const waitAll = (waitMs: number) =>
+    Array.from({ length: 12 }, async (_, i) => {
+      const options = { waitMs, signal, localTurns: i % 2 };
+      const lock = await acquireLock(on, "k", options);
+      await lock.release();
+    });
+  await Promise.all(waitAll(1_000));
+  assertEquals([most, listeners], [1, 0]);
+  await acquireLock(on, "k", { signal });
+  assertEquals([most, listeners], [1, 0]);
+  const outcomes = Promise.allSettled(waitAll(60_000));
+  await settle();
+  shutDown.abort(stop);
+  const reasons = (await outcomes).map((it) =>
+    it.status === "rejected" ? it.reason : it
+  );
+  assertEquals(reasons, Array(12).fill(stop));
+  assertEquals(most, 1);
+});
