@@ -378,7 +378,10 @@ class MemoryBackend implements Backend {
     let index = line.findIndex(({ owner }) => owner === wish.owner);
     if (index < 0) {
       const ticket = wish.ticket ?? ++this.#lastTicket;
-      index = line.push({ ...wish, ticket, since: this.clock.now() }) - 1;
+      // Who comes back with a ticket stands where it stood.
+      index = line.findIndex((other) => other.ticket > ticket);
+      if (index < 0) index = line.length;
+      line.splice(index, 0, { ...wish, ticket, since: this.clock.now() });
     }
     return { ticket: line[index].ticket!, place: index + 1 };
   }

@@ -11,6 +11,7 @@ import {
   LINE_SHOWN,
   type Place,
   type Refusal,
+  SHORT_MS,
   type Turn,
   type Verdict,
 } from "../core/backend.ts";
@@ -316,10 +317,6 @@ redis.call("SET", fence, token, "PX", ${FENCE_MS})
 return 1`,
   decode: toVerdict,
 });
-
-/** The lease that comes with a turn: short, until whoever it is has taken it
- * up, so that one who is gone costs the others no more than this. */
-const SHORT_MS = 2_000;
 
 /** How long a line is remembered of which nobody has been heard. */
 export const LINE_MS = 10_000;

@@ -87,6 +87,12 @@ export interface Standee {
 export const LINE_SHOWN = 100;
 
 /**
+ * The lease in ms that comes with a turn: short, until whoever it is has taken
+ * it up, so that one who is gone costs the others no more than this.
+ */
+export const SHORT_MS = 2_000;
+
+/**
  * A place where locks can live. Each method is one attempt: it answers as soon
  * as the server has, and rejects with a `LockBackendError` where it has not.
  *

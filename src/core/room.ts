@@ -15,6 +15,7 @@ import {
   type Hold,
   type Line,
   type Place,
+  SHORT_MS,
   type Turn,
   type Verdict,
   type Wish,
@@ -99,8 +100,12 @@ class Party {
   wish: Wish | undefined;
   /** Whether it will be called when its turn comes, or has to ask. */
   isCalled = false;
-  /** Since when the server is being asked about the wish, if it is. */
-  asking: Moment | undefined;
+  /** Whether the server is being asked about the wish. */
+  isAsked = false;
+  /** When it was asked for first: no turn of it began before. */
+  since: Moment | undefined;
+  /** The wish before, of another name, until this one has its place. */
+  former: Wish | undefined;
   /** When its turn began, and by whom it is held; or has been, until lost. */
   turn: LocalTurn | undefined;
   /** The last word of the server: when it was asked for, and its clock then. */
@@ -170,6 +175,8 @@ export class LocalTurn {
     const { lease } = keeper;
     // A longer lease than it wants would cost the others more if it crashed.
     if (lease === undefined || lease.ms > ttlMs) return;
+    // Nor is one of use to it that is shorter than what a turn would bring.
+    if (lease.ms < Math.min(ttlMs, SHORT_MS)) return;
     if (keeper.isBeingExtended) return;
     const now = this.#room.now();
     const isInTime = now - this.beganAt < TURN_MS &&
@@ -455,7 +462,7 @@ export class Room {
     this.#passing.set(key, followers);
     const wish = this.#draw(party);
     if (!isRefused) await this.#stand([party], true);
-    if (party.wish === wish && party.asking === undefined) {
+    if (party.wish === wish && !party.isAsked) {
       await this.#open();
       if (party.wish === wish) {
         this.#draw(party);
@@ -476,6 +483,7 @@ export class Room {
       : 0;
     const wish: Wish = { key: party.key, owner, ttlMs, tokens, ticket };
     party.wish = wish;
+    party.since = undefined;
     party.isCalled = this.#line.inbox !== undefined;
     party.askAt = Infinity;
     this.#usedAt = this.#clock.now();
@@ -491,9 +499,7 @@ export class Room {
       const all = this.#coming;
       this.#coming = [];
       this.#ask(
-        all.filter(({ wish, asking }) =>
-          wish !== undefined && asking === undefined
-        ),
+        all.filter(({ wish, isAsked }) => wish !== undefined && !isAsked),
       );
     });
   }
@@ -511,7 +517,8 @@ export class Room {
   ): Promise<void> {
     const asked = asking(this.#clock);
     const wishes = parties.map((party) => {
-      party.asking = asked;
+      party.isAsked = true;
+      party.since ??= asked;
       return party.wish!;
     });
     let answers: Awaited<ReturnType<Line["stand"]>>;
@@ -543,7 +550,7 @@ export class Room {
       if (mayBeThere) this.#withdraw(wish);
       return;
     }
-    party.asking = undefined;
+    party.isAsked = false;
     if (answer instanceof Error) {
       // The next step is on its way: it will be met with, or get over it.
       if (isInPassing && isPassing(answer)) party.failure = answer;
@@ -562,12 +569,16 @@ export class Room {
     party.freeAt = retryAfterMs === undefined ? undefined : now + retryAfterMs;
     // In passing: the next step is on its way.
     if (ticket === undefined) return;
+    this.#leaveFormer(party);
     if (wish.ticket !== ticket) party.wish = { ...wish, ticket };
     if (hasMoved && place !== undefined && this.#backend.onEvent) {
       const { key, label, wish } = party;
       tell(this.#backend, { type: "waiting", key, label, place, retryAfterMs });
       // Whoever was told may have called it off.
       if (party.wish !== wish) return;
+    }
+    if (party.isCalled !== (this.#line.inbox !== undefined)) {
+      return this.#rename(party);
     }
     const pauseMs = this.#pauseMs(party, retryAfterMs);
     // The more there is to be asked for, the less often.
@@ -706,8 +717,10 @@ export class Room {
       party.wish === undefined;
     const next = isWanted && canStand ? this.#draw(party) : undefined;
     const asked = asking(this.#clock);
-    if (next !== undefined) party.asking = asked;
-    else if (isWanted) this.#begin(party);
+    if (next !== undefined) {
+      party.isAsked = true;
+      party.since = asked;
+    } else if (isWanted) this.#begin(party);
     this.#close(party);
     return this.#line.handOver(hold, next).then((answer) => {
       const { verdict, called } = answer;
@@ -739,7 +752,7 @@ export class Room {
     this.#ask(
       [...this.#standing.values()].filter((party) =>
         // Who is about to stand in line does so by itself, and once.
-        party.asking === undefined && party.wish?.ticket !== undefined &&
+        !party.isAsked && party.wish?.ticket !== undefined &&
         isMeant(party)
       ),
     );
@@ -806,19 +819,21 @@ export class Room {
   }
 
   /** Whether nobody has said yet that the key is taken. */
-  #isUnanswered({ key, asked, asking, turn }: Party): boolean {
+  #isUnanswered({ key, asked, isAsked, turn }: Party): boolean {
     const tried = this.#trying.get(key);
     const isTrying = tried !== undefined && tried.keeper === undefined;
     return asked === undefined && turn === undefined &&
-      (asking !== undefined || isTrying);
+      (isAsked || isTrying);
   }
 
   /** The wish of `party` is no more. */
   #forget(party: Party): void {
     if (party.wish === undefined) return;
     this.#standing.delete(party.wish.owner);
+    this.#leaveFormer(party);
     party.wish = undefined;
-    party.asking = undefined;
+    party.isAsked = false;
+    party.since = undefined;
     party.asked = undefined;
     party.place = undefined;
     party.freeAt = undefined;
@@ -893,9 +908,7 @@ export class Room {
     this.#callOffIdle?.();
     this.#callOffIdle = this.#clock.setTimer(() => {
       const idleMs = this.#clock.now() - this.#usedAt;
-      for (const [owner, keeper] of this.#seated) {
-        if (keeper.isOver) this.#seated.delete(owner);
-      }
+      this.#sweep();
       // Who holds a key by a turn is told, too, if it is ended by force.
       if (this.#standing.size + this.#seated.size > 0) {
         return this.#closeWhenIdle(IDLE_MS);
@@ -929,18 +942,16 @@ export class Room {
   #onTurn(owner: string, turn: Turn): void {
     const party = this.#standing.get(owner);
     if (party === undefined) return;
-    const { asked, asking, at } = party;
+    const { asked, since, at } = party;
     this.#usedAt = this.#clock.now();
-    // Called before the answer that puts us in line: it came after we asked.
-    if (asked === undefined) {
-      if (asking !== undefined) this.#takeTurn(party, turn, asking);
-      return;
-    }
+    const known = asked ?? since;
+    if (known === undefined) return;
     // The server said `at` after we had asked, so by our clocks the lease
-    // began no sooner than this; less what clocks may differ in speed.
-    const passedMs = Math.max(0, turn.at - at) * 0.99;
-    const now = Math.min(asked.now + passedMs, this.#usedAt);
-    const wall = asked.wall + (now - asked.now);
+    // began no sooner than this; less what clocks may differ in speed. Called
+    // before any answer we only know that it came after we asked for it first.
+    const passedMs = asked && Math.max(0, turn.at - at) * 0.99 || 0;
+    const now = Math.min(known.now + passedMs, this.#usedAt);
+    const wall = known.wall + (now - known.now);
     if (this.#usedAt - now > turn.leftMs / 2) {
       // That answer was long under way, as during a failover: by this bound
       // little is left, or nothing. Asked again, the server tells how much.
@@ -958,18 +969,27 @@ export class Room {
   #onGap(): void {
     // It may be the first time that we can be called.
     if (this.#line.inbox !== undefined) this.#isDeaf = false;
-    for (const party of [...this.#standing.values()]) this.#rename(party);
     this.#askAll(() => true);
   }
 
-  /** Has the party stand in its place by a name by which it can be called, or
-   * by one that nobody tries to call: whichever is right by now. */
+  /**
+   * Has a party that stands in line do so by a name by which it can be called,
+   * or by one that nobody tries to call: whichever is right by now. The one
+   * before is given up only then, or its turn, if it has just come, would go to
+   * whoever is behind.
+   */
   #rename(party: Party): void {
-    const { wish, asking, isCalled } = party;
-    if (isCalled === (this.#line.inbox !== undefined)) return;
-    if (asking !== undefined || wish?.ticket === undefined) return;
-    this.#line.leave(wish);
+    const wish = party.wish!;
     this.#draw(party, wish.ticket);
+    party.former = wish;
+    this.#askSoon(party);
+  }
+
+  /** What comes of its turn is for the name that is there by now. */
+  #leaveFormer(party: Party): void {
+    const { former } = party;
+    party.former = undefined;
+    if (former !== undefined) this.#line.leave(former);
   }
 
   #onDeaf(reason: unknown): void {
@@ -977,9 +997,8 @@ export class Room {
     for (const party of [...this.#standing.values()]) {
       const { key, label } = party;
       tell(this.#backend, { type: "push-failed", key, label, error: reason });
-      this.#rename(party);
     }
-    this.#askAll(({ isCalled }) => !isCalled);
+    this.#askAll(({ isCalled }) => isCalled);
   }
 
   #askAt(party: Party, at: number): void {
@@ -1005,7 +1024,7 @@ export class Room {
     const due: Party[] = [];
     let next = Infinity;
     for (const party of this.#standing.values()) {
-      if (party.asking !== undefined) continue;
+      if (party.isAsked) continue;
       const aheadMs = party.isCalled ? TOGETHER_MS : POLL_FIRST_MS / 5;
       // A lease that is about to end is asked for when it has.
       const isDue = party.askAt <= now ||

@@ -9,6 +9,7 @@ import {
   LockNotAcquiredError,
 } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
+import type { Called, Line } from "../../../src/core/backend.ts";
 import type { Clock } from "../../../src/core/clock.ts";
 import { FakeClock, settle } from "../../support/fake_clock.ts";
 import { test } from "../../support/test.ts";
@@ -263,6 +264,154 @@ test("a call that comes late is a lease that began before", async () => {
   const mostMs = leftMs - LATE_MS;
   assert(lock.remainingMs <= mostMs, `${lock.remainingMs} of ${mostMs}`);
   assert(lock.remainingMs > 0);
+});
+
+test("a call counts from the first question, however often it was asked", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { line } = on;
+  const { open, stand, handOver } = line!;
+  let call = (_: Called) => {};
+  line!.open = (ears) => {
+    call = ({ owner, turn }) => ears.onTurn(owner, turn);
+    return open.call(line, ears);
+  };
+  const first = await acquireLock(on, "k", { waitMs: 9_000 });
+  const waiting = acquireLock(on, "k", { ttl: 10, waitMs: 9_000 });
+  await settle();
+  await clock.advance(12);
+  const between = acquireLock(on, "k", { waitMs: 9_000, label: "other" });
+  await settle();
+  // The release has the second stand behind that one, and has no answer.
+  let lose = () => {};
+  const loss = new Promise<void>((go) => lose = go);
+  line!.handOver = async (...args) => {
+    await handOver.apply(line, args);
+    await loss;
+    throw new Error("the connection was cut");
+  };
+  const released = caught(first.release());
+  await clock.advance(1_200);
+  let late: Called | undefined;
+  line!.handOver = async (...args) => {
+    const { called, ...rest } = await handOver.apply(line, args);
+    late = called;
+    return rest;
+  };
+  await (await between).release();
+  const endsAt = clock.now() + 10_000;
+  await clock.advance(300);
+  // Now it is asked for again, and that is long under way, as the call is.
+  let arrive = () => {};
+  const arrival = new Promise<void>((go) => arrive = go);
+  line!.stand = async (...args) => {
+    await arrival;
+    return await stand.apply(line, args);
+  };
+  lose();
+  await released;
+  await clock.advance(500);
+  call(late!);
+  const lock = await waiting;
+  const mostMs = endsAt - clock.now();
+  assert(lock.remainingMs > 0);
+  assert(lock.remainingMs <= mostMs, `${lock.remainingMs} of ${mostMs}`);
+  arrive();
+  assertEquals(await lock.release(), true);
+});
+
+/** Somebody waits who can't be called so far, and one of another process behind. */
+async function deaf() {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { line } = on as { line: Line & { inbox: string | undefined } };
+  const { open } = line;
+  let onGap = () => {};
+  line.open = async (ears) => {
+    onGap = ears.onGap;
+    await open.call(line, {
+      ...ears,
+      onTurn(owner, turn) {
+        // A turn of who has no inbox comes in silence.
+        if (owner.endsWith("@0")) ears.onTurn(owner, turn);
+      },
+    });
+    line.inbox = undefined;
+    return false;
+  };
+  const holder = await acquireLock(on, "k");
+  const waiting = acquireLock(on, "k", { ttl: 10, waitMs: 60_000 });
+  await settle();
+  const behind = { key: "k", owner: "another", ttlMs: 10_000, tokens: 0 };
+  await line.stand([{ ...behind, ticket: undefined }]);
+  await clock.advance(200);
+  const listen = () => {
+    line.inbox = "0";
+    onGap();
+  };
+  return { clock, line, holder, listen, waiting };
+}
+
+test("who can be called by now has no turn taken that came in silence", async () => {
+  const { holder, listen, waiting } = await deaf();
+  await holder.release();
+  listen();
+  await settle();
+  (await waiting).assertHeld();
+});
+
+test("who stands by another name from now on loses no turn by that", async () => {
+  const { line, holder, listen, waiting } = await deaf();
+  const { stand } = line;
+  let released = false;
+  line.stand = async (wishes, ...rest) => {
+    // Between the answer that shows it and the new name.
+    if (!released && wishes.some(({ owner }) => owner.endsWith("@0"))) {
+      released = true;
+      await holder.release();
+    }
+    return await stand.call(line, wishes, ...rest);
+  };
+  listen();
+  await settle();
+  assert(released);
+  (await waiting).assertHeld();
+});
+
+test("who can be called by now asks no more often than others", async () => {
+  const { clock, line, holder, listen, waiting } = await deaf();
+  const { stand } = line;
+  let arrive = () => {};
+  const arrival = new Promise<void>((go) => arrive = go);
+  line.stand = async (...args) => {
+    const answers = await stand.apply(line, args);
+    await arrival;
+    return answers;
+  };
+  // Everybody is asking at that moment.
+  await clock.advance(2_000);
+  listen();
+  arrive();
+  await settle();
+  let times = 0;
+  line.stand = (...args) => (times++, stand.apply(line, args));
+  await clock.advance(10_000);
+  assert(times <= 10, `${times} questions in ten seconds`);
+  await holder.release();
+  (await waiting).assertHeld();
+});
+
+test("a short turn is not passed on to one who wanted a long one", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const holder = await acquireLock(on, "k");
+  const short = acquireLock(on, "k", { ttl: 0.3, waitMs: 5_000 });
+  const long = acquireLock(on, "k", { ttl: 60, waitMs: 5_000 });
+  await settle();
+  await holder.release();
+  await (await short).release();
+  const { remainingMs } = await long;
+  assert(remainingMs > 1_900, `${remainingMs} ms`);
 });
 
 test("a long lease is not passed on to one who wanted a short one", async () => {
