@@ -16,6 +16,7 @@ import {
   type Grant,
   GRANTED,
   type HandOver,
+  HEARTBEAT_MS,
   type Hold,
   type Line,
   LINE_SHOWN,
@@ -245,7 +246,9 @@ class MemoryBackend implements Backend {
       if (verdict === "done") {
         const row = this.#rows.get(claim.key)!;
         const expiresAt = this.clock.now() + claim.ttlMs;
-        if (!atLeast || row.expiresAt < expiresAt) row.expiresAt = expiresAt;
+        const isLess = expiresAt < row.expiresAt;
+        if (!atLeast || !isLess) row.expiresAt = expiresAt;
+        if (!atLeast && isLess) this.#hint(claim);
       }
       return verdict;
     }));
@@ -344,6 +347,15 @@ class MemoryBackend implements Backend {
     }
   }
 
+  /** Has the first in line look, where the lease that was given is over before
+   * they would ask again. */
+  #hint({ key, ttlMs }: Claim): void {
+    if (ttlMs >= HEARTBEAT_MS) return;
+    const [head] = this.#lines.get(key) ?? [];
+    if (head === undefined) return;
+    void afterwards(() => this.#ears?.onReminder(head.owner));
+  }
+
   #call({ owner, turn }: Called): void {
     this.#ears?.onTurn(owner, turn);
   }
@@ -403,6 +415,7 @@ class MemoryBackend implements Backend {
     if (tokens > 0) row.fencingToken = this.#drawToken(tokens);
     this.#rows.set(key, row);
     if (this.#rows.size >= this.#sweepAt) this.#sweep();
+    this.#hint(wish);
     return this.#turn(row, ttlMs, at);
   }
 

@@ -13,6 +13,7 @@ import {
   GRANTED,
   type HandOver,
   type Hearing,
+  HEARTBEAT_MS,
   type Hold,
   type Line,
   type NoticeEars,
@@ -38,6 +39,7 @@ import {
   ASK_BURST,
   END_AT,
   EXTEND,
+  EXTEND_BRIEFLY,
   FORCE_RELEASE,
   FORGET,
   HAND_OVER,
@@ -321,7 +323,14 @@ export class RedisBackend implements Backend {
       const each = claims.map((claim) => this.extend([claim], atLeast));
       return (await Promise.all(each)).flat();
     }
+    const [{ key, owner, ttlMs }] = claims;
+    const isBrief = !atLeast && claims.length === 1 && ttlMs < HEARTBEAT_MS;
     try {
+      if (isBrief && this.line !== undefined) {
+        const keys = [key, companion(this.#port, key, "line")] as const;
+        const args = [owner, String(ttlMs)] as const;
+        return await run(this.#port, EXTEND_BRIEFLY, keys, args);
+      }
       return await run(
         this.#port,
         EXTEND,
@@ -635,18 +644,7 @@ class RedisLine implements Line {
     const areApart = this.#port.isCluster || this.#areApart;
     if (areApart && wishes.some(isOther)) {
       // One script may touch one slot only.
-      const groups = new Map<string, Wish[]>();
-      for (const wish of wishes) {
-        const group = groups.get(wish.key);
-        if (group === undefined) groups.set(wish.key, [wish]);
-        else group.push(wish);
-      }
-      const answers = new Map<Wish, Turn | Place | LockBackendError>();
-      await Promise.all([...groups.values()].map(async (group) => {
-        const all = await this.stand(group, isInPassing);
-        for (const [i, wish] of group.entries()) answers.set(wish, all[i]);
-      }));
-      return wishes.map((wish) => answers.get(wish)!);
+      return await this.#standApart(wishes, isInPassing);
     }
     const connection = this.#port.connection?.();
     const keys: string[] = [];
@@ -671,12 +669,12 @@ class RedisLine implements Line {
           : answer
       );
     } catch (cause) {
-      const [{ key }] = wishes;
-      if (
-        wishes.some(isOther) && isAboutSome(failure("wait for", key, cause))
-      ) {
-        this.#areApart = true;
-        return await this.stand(wishes, isInPassing);
+      const error = failure("wait for", wishes[0].key, cause);
+      // Beside one of the keys there may be something that is no line.
+      const isNoLine = error.reply === "WRONGTYPE";
+      if (wishes.some(isOther) && (isNoLine || isAboutSome(error))) {
+        this.#areApart ||= !isNoLine;
+        return await this.#standApart(wishes, isInPassing);
       }
       return wishes.map((wish) => {
         const error = failure("wait for", wish.key, cause);
@@ -687,6 +685,25 @@ class RedisLine implements Line {
         return error;
       });
     }
+  }
+
+  /** The same by a command for each key. */
+  async #standApart(
+    wishes: readonly Wish[],
+    isInPassing: boolean,
+  ): Promise<readonly (Turn | Place | LockBackendError)[]> {
+    const groups = new Map<string, Wish[]>();
+    for (const wish of wishes) {
+      const group = groups.get(wish.key);
+      if (group === undefined) groups.set(wish.key, [wish]);
+      else group.push(wish);
+    }
+    const answers = new Map<Wish, Turn | Place | LockBackendError>();
+    await Promise.all([...groups.values()].map(async (group) => {
+      const all = await this.stand(group, isInPassing);
+      for (const [i, wish] of group.entries()) answers.set(wish, all[i]);
+    }));
+    return wishes.map((wish) => answers.get(wish)!);
   }
 
   /** So many have heard a message to us, as far as the server knows. */
@@ -712,7 +729,8 @@ class RedisLine implements Line {
     this.#cleanUp(wish, memberOf(wish));
   }
 
-  /** Reminds whoever was called, should that be needed. */
+  /** Reminds whoever was called, should that be needed; and who is next of a
+   * lease that will be over soon. */
   remindLater(key: string, owner: string): void {
     // In the order of their times.
     this.#calledOut.delete(key);
@@ -748,8 +766,9 @@ class RedisLine implements Line {
       // One script may touch one slot only.
       keys.forEach((key, i) => this.#remind([key], [owners[i]]));
     } else if (keys.length > 0) {
+      const all = keys.flatMap((key) => keysOf(this.#port, key).slice(0, 2));
       // Who waits asks by itself, only later.
-      run(this.#port, REMIND, keys, owners).catch(() => {});
+      run(this.#port, REMIND, all, owners).catch(() => {});
     }
   }
 }
@@ -866,7 +885,7 @@ function handOver(
   const args = [owner, line?.inbox ?? "", wanted, ""] as const;
   const attempt = (fail: (cause: unknown) => HandOver | Promise<HandOver>) =>
     runThen(port, HAND_OVER, keysOf(port, key), args, (answer): HandOver => {
-      const { verdict, called, calledOut } = answer;
+      const { verdict, called, calledOut = ofBrief(called) } = answer;
       if (calledOut !== undefined) line?.remindLater(key, calledOut);
       if (verdict !== "done" && connection !== port.connection?.()) {
         // The first sending may have freed it: this answers the second.
@@ -884,6 +903,11 @@ function handOver(
         verdict: await releaseAlone(port, hold, error),
       }))
   );
+}
+
+/** The owner of a turn that may be over before they ask again who wait. */
+function ofBrief(called: Called | undefined): string | undefined {
+  return called && called.turn.leftMs < HEARTBEAT_MS ? called.owner : undefined;
 }
 
 /** Whether it is for another key than the first of them. */

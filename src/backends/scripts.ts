@@ -8,6 +8,7 @@ import {
   type Entry,
   GRANTED,
   type HandOver,
+  HEARTBEAT_MS,
   LINE_SHOWN,
   type Place,
   type Refusal,
@@ -135,6 +136,34 @@ return redis.call("DEL", lock)`,
   decode: toVerdict,
 });
 
+/**
+ * `call` has a process called: how many have heard it. Where we may not PUBLISH
+ * it is `false`, and a key is changed that is called as the channel is: who
+ * listens there tracks it as well (see port.ts), and so learns to look around.
+ */
+const CALL = `local function call(inbox, message)
+  local channel = "lock:inbox:" .. inbox
+  local heard = redis.pcall("PUBLISH", channel, message)
+  if type(heard) ~= "table" then return heard end
+  redis.pcall("SET", channel, "", "PX", 1)
+  redis.pcall("DEL", channel)
+  return false
+end
+`;
+
+/**
+ * `hint` has the first in line look, where the lease of who has the lock is over
+ * before they would ask again: then they know when that is.
+ */
+const HINT = `${CALL}local function hint(line, lease)
+  if not lease or tonumber(lease) >= ${HEARTBEAT_MS} then return end
+  local head = redis.call("ZRANGE", line, 0, 0)[1]
+  local owner = head and string.match(head, "^%d+ %d+ (.*)$")
+  local inbox = owner and string.match(owner, "^(%x+%*?)", ${OWNER_LENGTH + 1})
+  if inbox then call(inbox, "look " .. owner) end
+end
+`;
+
 /** Makes each lock last its ttl from now if its owner still has it: of any
  * number of keys, with an owner and a ttl in milliseconds for each, and then a 1
  * where what lasts longer is to be left alone. One that is no lock any more is
@@ -155,6 +184,20 @@ end
 return verdicts`,
   // A double of one key may answer with one number.
   decode: (reply) => [reply].flat().map(toVerdict),
+});
+
+/** The same for one key and a lease that may be over before they ask again who
+ * wait, and took it for longer. */
+export const EXTEND_BRIEFLY = define({
+  keys: ["lock", "line"],
+  args: ["owner", "ttlMs"],
+  lua: `local holder = redis.call("GET", lock)
+if holder ~= owner then return holder and -1 or 0 end
+local isLess = redis.call("PTTL", lock) > tonumber(ttlMs)
+redis.call("PEXPIRE", lock, ttlMs)
+${HINT}if isLess then hint(line, ttlMs) end
+return 1`,
+  decode: (reply) => [toVerdict(reply)],
 });
 
 /** How the hold of `owner` stands: ours, another's or nobody's, and what is
@@ -322,21 +365,6 @@ return 1`,
 export const LINE_MS = 10_000;
 
 /**
- * `call` has a process called: how many have heard it. Where we may not PUBLISH
- * it is `false`, and a key is changed that is called as the channel is: who
- * listens there tracks it as well (see port.ts), and so learns to look around.
- */
-const CALL = `local function call(inbox, message)
-  local channel = "lock:inbox:" .. inbox
-  local heard = redis.pcall("PUBLISH", channel, message)
-  if type(heard) ~= "table" then return heard end
-  redis.pcall("SET", channel, "", "PX", 1)
-  redis.pcall("DEL", channel)
-  return false
-end
-`;
-
-/**
  * A line is a sorted set: who stands there, by ticket. A member says all that
  * it takes to give that wish its turn, so that whoever releases the lock can:
  * `<lease in ms> <number of tokens> <owner>`, and the owner says whom to call.
@@ -357,7 +385,7 @@ end
  * Each call of Redis in here costs as much as some lines of Lua, and everybody
  * waits meanwhile: so none is made whose answer is known.
  */
-const LINE = `${CALL}local time = redis.call("TIME")
+const LINE = `${HINT}local time = redis.call("TIME")
 local now, at = time[1] * 1000000 + time[2], time[1] .. " " .. time[2]
 local function give(lock, fence, member, most)
   local ttl, tokens, owner = string.match(member, "^(%d+) (%d+) (.*)$")
@@ -495,10 +523,11 @@ for i = 1, #KEYS / 3 do
       if not head or head == member then
         if head then redis.call("ZREM", line, member) end
         local _, lease, token = give(lock, fence, member, math.huge)
+        if head then hint(line, lease) end
         answer = "1 " .. lease .. " " .. at .. " " .. token
       else
         if isPassing == "" then queue(line, member, ticket) end
-        handOver(lock, line, fence)
+        hint(line, handOver(lock, line, fence))
         holder = redis.call("GET", lock)
         if not holder then
           local _, lease, token = give(lock, fence, member, math.huge)
@@ -670,17 +699,21 @@ return 1`,
   decode: () => undefined,
 });
 
-/** Has those asked to look who were given these locks, and may not have heard:
- * only where they have not taken them up, nor let go of them. */
+/**
+ * Has those asked to look who were given these locks, and may not have heard:
+ * only where they have not taken them up, nor let go of them. Each with its line
+ * as a second key.
+ */
 export const REMIND = define({
   keys: [] as readonly string[],
   args: [] as readonly string[],
-  lua: `${CALL}for i, lock in ipairs(KEYS) do
-  local owner = ARGV[i]
+  lua: `${HINT}for i, owner in ipairs(ARGV) do
+  local lock, line = KEYS[2 * i - 1], KEYS[2 * i]
   local inbox = string.match(owner, "^(%x+%*?)", ${OWNER_LENGTH + 1})
   local left = redis.pcall("GET", lock) == owner and redis.call("PTTL", lock)
   if left and left <= ${SHORT_MS} then
     call(inbox, "look " .. owner)
+    hint(line, left)
   end
 end`,
   decode: () => {},
@@ -737,7 +770,7 @@ export const FORCE_RELEASE = define({
   args: [],
   lua: `local holder = redis.call("GET", lock)
 if not holder then return 0 end
-${LINE}${TELL}handOver(lock, line, fence)
+${LINE}${TELL}hint(line, handOver(lock, line, fence))
 if redis.call("EXISTS", lock) == 0 then tell(lock, watch) end
 local inbox = string.match(holder, "^%x+@(%x+%*?)")
 if inbox then

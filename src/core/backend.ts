@@ -93,6 +93,12 @@ export const LINE_SHOWN = 100;
 export const SHORT_MS = 2_000;
 
 /**
+ * How often in ms those who wait ask, should a message have been lost. Less than
+ * the short lease of a turn: so everybody knows of it before it can run out.
+ */
+export const HEARTBEAT_MS = 1_200;
+
+/**
  * A place where locks can live. Each method is one attempt: it answers as soon
  * as the server has, and rejects with a `LockBackendError` where it has not.
  *

@@ -12,6 +12,7 @@ import {
   type Backend,
   type Claim,
   clockOf,
+  HEARTBEAT_MS,
   type Hold,
   type Line,
   type Place,
@@ -37,11 +38,6 @@ const TURN_MS = 10;
  * and then the release has the party stand there, without a command more.
  */
 const STAND_MS = 15;
-/**
- * How often those who wait ask, should a message have been lost. Less than the
- * short lease of a turn: so everybody knows of it before it can run out.
- */
-const HEARTBEAT_MS = 1_200;
 /** Where something is to be asked anyway, so much else that is due soon, too. */
 const TOGETHER_MS = HEARTBEAT_MS / 4;
 /** How soon after the end of somebody's lease to ask. */

@@ -8,6 +8,7 @@
  * machine that is busy with others.
  */
 import { assert, assertEquals, assertFalse } from "@std/assert";
+import type { Redis } from "ioredis";
 import process from "node:process";
 
 import {
@@ -297,6 +298,51 @@ story("the holder is stopped, and goes on later", async (scene) => {
   assert(await lock.release());
   await nothingLeft(key);
 });
+
+for (const by of ["a turn", "its holder"]) {
+  story(`a lease that is made short by ${by} is let run out`, async (scene) => {
+    const { key } = scene;
+    const [here, there, watch] = await Promise.all([
+      scene.open(),
+      scene.open(),
+      clients[0].open(server.url),
+    ]);
+    // All that is called out, by a client that only listens.
+    const ear = watch.client as unknown as Redis;
+    const heard: string[] = [];
+    ear.on("pmessage", (_pattern, _channel, word) => heard.push(word));
+    await ear.psubscribe("lock:inbox:*");
+    try {
+      const holder = await acquireLock(here, key);
+      const brief = by === "a turn"
+        ? wait(here, key, { ttl: 0.4, label: "brief" })
+        : undefined;
+      if (brief !== undefined) await inLine(key, 1);
+      const next = wait(there, key);
+      await inLine(key, brief === undefined ? 1 : 2);
+      const [owner] =
+        (await server.command("ZRANGE", `{${key}}:line`, -1, -1) as string[])
+          .map((member) => member.split(" ")[2]);
+      if (brief === undefined) await holder.extend(0.4);
+      else {
+        await holder.release();
+        await brief;
+      }
+      const freeAt = await expiryOf(key);
+      // Told of it, they ask when it is over; or else only at their heartbeat.
+      await until(
+        "the next one is told",
+        () => heard.includes(`look ${owner}`),
+      );
+      const what = `short lease by ${by}`;
+      const lock = await soon(what, next, freeAt, scene);
+      assert(await lock.release());
+      await nothingLeft(key);
+    } finally {
+      await watch.close();
+    }
+  });
+}
 
 story(
   "the connection that listens is killed while nothing happens",

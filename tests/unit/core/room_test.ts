@@ -414,6 +414,29 @@ test("a short turn is not passed on to one who wanted a long one", async () => {
   assert(remainingMs > 1_900, `${remainingMs} ms`);
 });
 
+test("who is behind a short lease knows when it is over", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const holder = await acquireLock(on, "k");
+  const brief = { ttl: 0.3, waitMs: 60_000, label: "brief" };
+  const first = acquireLock(on, "k", brief);
+  await settle();
+  const second = acquireLock(on, "k", { waitMs: 60_000 });
+  await settle();
+  await clock.advance(100);
+  await holder.release();
+  // It is not given back, and not renewed.
+  await first;
+  await clock.advance(320);
+  const next = acquireLock(on, "k", { waitMs: 60_000, label: "next" });
+  (await second).assertHeld();
+  await clock.advance(100);
+  // The same where the holder itself makes it short.
+  await (await second).extend(0.3);
+  await clock.advance(320);
+  (await next).assertHeld();
+});
+
 test("a long lease is not passed on to one who wanted a short one", async () => {
   const clock = new FakeClock();
   const on = memory({ clock });
