@@ -91,6 +91,7 @@ interface Ear {
     channel: string,
     listener: (message: string) => void,
   ): Promise<unknown>;
+  unsubscribe(): Promise<unknown>;
   disconnect(): unknown;
   destroy?(): void;
   unref(): void;
@@ -363,8 +364,12 @@ function listenAt(
   }
 
   function listenWith(ear: Ear): void {
+    let isBack = false;
     const subscribe = async () => {
       try {
+        // It has subscribed again by itself, and may ask for nothing else then.
+        if (isBack) await ear.unsubscribe();
+        isBack = true;
         const id = await ear.sendCommand(["CLIENT", "ID"]);
         await ear.sendCommand(["CLIENT", ...tracking(id, channel)]);
         await ear.subscribe(INVALIDATED, listener.onReady);

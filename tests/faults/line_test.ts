@@ -16,6 +16,7 @@ import {
   type DistributedLock,
   forceRelease,
   type IoredisClient,
+  LockBackendError,
   type LockEvent,
   type LockOptions,
   type LockTarget,
@@ -678,6 +679,68 @@ story("one who may not PUBLISH releases to one who listens", async (scene) => {
   await nothingLeft(key, own);
   assertEquals(freed, true);
 });
+
+test("who listens anew is told again of keys that change", async () => {
+  const names = ["ioredis", "ioredis5", "redis", "redis5", "redis4", "bun"];
+  const ended = await Promise.allSettled(
+    clients.filter(({ name }) => names.includes(name)).map(async (kind) => {
+      await using own = await startRedis();
+      await using it = await kind.open(own.url);
+      const holder = await acquireLock(it.client, "k");
+      const next = wait(it.client, "k");
+      await inLine("k", 1, own);
+      // The flag of one who is told of changes, by the server itself.
+      const tracks = async (not?: string) => {
+        const all = String(
+          await own.command("CLIENT", "LIST", "TYPE", "pubsub"),
+        );
+        const [id, flags] = /id=(\d+)[^]* flags=(\S*)/.exec(all)?.slice(1) ??
+          [];
+        return flags?.includes("t") && id !== not ? id : undefined;
+      };
+      let id: string | undefined;
+      await until(`${kind.name} tracks`, async () => id = await tracks());
+      await own.command("CLIENT", "KILL", "TYPE", "pubsub");
+      await until(`${kind.name} tracks again`, async () => await tracks(id));
+      await holder.release();
+      await (await next).release();
+    }),
+  );
+  for (const end of ended) if (end.status === "rejected") throw end.reason;
+}, { timeoutMs: 30_000, allowTimers: "who waited listens on for a second" });
+
+story(
+  "beside one of the keys there is something that is no line",
+  async (scene) => {
+    const { key, kind } = scene;
+    const own = await scene.serve();
+    const [here, there] = await Promise.all([
+      scene.open(own.url),
+      scene.open(own.url),
+    ]);
+    const [spoilt, sound] = ["spoilt", "sound"].map((it) => `${it}:${key}`);
+    for (const fencing of [false, true]) {
+      const all = await Promise.all(
+        [spoilt, sound].map((it) => acquireLock(here, it)),
+      );
+      const waiting = [spoilt, sound].map((it) => wait(there, it, { fencing }));
+      for (const it of [spoilt, sound]) await inLine(it, 1, own);
+      const beside = `{${spoilt}}:${fencing ? "fence" : "line"}`;
+      await own.command("DEL", beside);
+      await own.command("LPUSH", beside, "no line");
+      if (fencing) await own.command("DEL", spoilt);
+      // Whoever listens anew asks for all at once.
+      await own.command("CLIENT", "KILL", "TYPE", "pubsub");
+      const error = await waiting[0].catch((error) => error);
+      assert(error instanceof LockBackendError, `${kind.name}: ${error}`);
+      assertEquals(error.reply, "WRONGTYPE");
+      await all[1].release();
+      assert(await (await waiting[1]).release());
+      await own.command("DEL", beside);
+      await all[0].release();
+    }
+  },
+);
 
 for (const how of ["refused", "without an answer"]) {
   story(`a connection to listen by is ${how}`, async (scene) => {
