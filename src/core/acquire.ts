@@ -11,7 +11,12 @@ import {
   type Watch,
 } from "./backend.ts";
 import { asking, type Moment, pause, within } from "./clock.ts";
-import { isPassing, LockBackendError, LockReplicationError } from "./errors.ts";
+import {
+  isPassing,
+  LockBackendError,
+  LockReplicationError,
+  outlasted,
+} from "./errors.ts";
 import { Keeper, type Terms } from "./keeper.ts";
 import { drawOwner } from "./keys.ts";
 import { driftMs } from "./options.ts";
@@ -173,11 +178,7 @@ function keep(
   }
   // The whole lease went by before the answer came: ours it may be no more.
   backend.discard(claim);
-  throw new LockBackendError(
-    key,
-    `Cannot acquire "${key}": the answer took ${Math.round(tookMs)} ms, ` +
-      "longer than the lease",
-  );
+  throw outlasted("acquire", key, tookMs);
 }
 
 /**

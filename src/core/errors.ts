@@ -269,6 +269,23 @@ const PASSING = new Set([
   ...["CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "BUSY"],
 ]);
 
+/** What is said to who waited for so long and had no answer. */
+export function unanswered(key: string, waitMs: number): LockBackendError {
+  const what = `no answer from the server in ${Math.round(waitMs)} ms`;
+  return new LockBackendError(key, `Cannot wait for "${key}": ${what}`);
+}
+
+/** What is said to who was granted a lease that was over with the answer. */
+export function outlasted(
+  action: string,
+  key: string,
+  tookMs: number,
+): LockBackendError {
+  const what = `the answer took ${Math.round(tookMs)} ms`;
+  const message = `Cannot ${action} "${key}": ${what}, longer than the lease`;
+  return new LockBackendError(key, message);
+}
+
 /** Whether who has patience is to try again, and nobody said "taken". */
 export function isPassing(error: unknown): error is LockBackendError {
   return error instanceof LockBackendError && error.reply !== undefined &&

@@ -16,13 +16,19 @@ import {
   type Hold,
   type Line,
   type Place,
+  type Refusal,
   SHORT_MS,
   type Turn,
   type Verdict,
   type Wish,
 } from "./backend.ts";
 import { asking, type Clock, type Moment } from "./clock.ts";
-import { isPassing, LockBackendError } from "./errors.ts";
+import {
+  isPassing,
+  LockBackendError,
+  outlasted,
+  unanswered,
+} from "./errors.ts";
 import { tell } from "./events.ts";
 import { Keeper, type Lease } from "./keeper.ts";
 import { drawOwner, labelOf } from "./keys.ts";
@@ -114,6 +120,8 @@ class Party {
   freeAt: number | undefined;
   /** When to ask again. */
   askAt = Infinity;
+  /** Whether its last turn was over when it heard of it. */
+  wasLate = false;
   /** Why it could not be asked of late. */
   failure: LockBackendError | undefined;
   callOff: (() => void) | undefined;
@@ -394,18 +402,24 @@ export class Room {
 
   /**
    * Lets `waiter` wait for `key`; before all who came after it, where it has
-   * tried in passing and was refused.
+   * tried in passing and met a `refusal`.
    */
-  enter(key: string, waiter: Waiter, isRefused: boolean): void {
+  enter(key: string, waiter: Waiter, refusal?: Refusal): void {
     const party = this.#partyOf(key, waiter);
-    if (isRefused) party.waiters.unshift(waiter);
-    else party.waiters.push(waiter);
+    if (refusal === undefined) party.waiters.push(waiter);
+    else {
+      party.waiters.unshift(waiter);
+      const { retryAfterMs } = refusal;
+      if (retryAfterMs !== undefined) {
+        party.freeAt ??= this.#clock.now() + retryAfterMs;
+      }
+    }
     waiter.begin(this.#clock, (reason) => this.#depart(party, waiter, reason));
     if (waiter.isOver || party.wish !== undefined) return;
     const tried = this.#trying.get(key);
     if (tried !== undefined && tried.keeper === undefined && !tried.isLate) {
       tried.followers.push(party);
-    } else this.#goOn(party, isRefused);
+    } else this.#goOn(party, refusal !== undefined);
   }
 
   /** Waits for a turn that can be passed on, or stands in line. */
@@ -621,13 +635,28 @@ export class Room {
     if (isOver(turn, asked.now, now) || !party.waiters.length) {
       // Heard too late to know it for ours, or wanted no more.
       this.#line.leave(wish);
-      if (party.waiters.length) this.#begin(party);
+      if (party.waiters.length) this.#beginAgain(party, now - asked.now);
       else this.#close(party);
       return;
     }
+    party.wasLate = false;
     const most = party.isFenced ? wish.tokens : Infinity;
     party.turn = new LocalTurn(this, party, now, most, turn.fencingToken);
     this.seat(party.turn, wish.owner, { asked, ms: leftMs, isShort: false });
+  }
+
+  /**
+   * Has a party stand in line anew whose turn was over as it heard of it, after
+   * so many ms. Where that is the rule, for a lease that is shorter than the way
+   * to the server and back, it takes its time.
+   */
+  #beginAgain(party: Party, tookMs: number): void {
+    const wasLate = party.wasLate;
+    party.wasLate = true;
+    if (!wasLate) return this.#begin(party);
+    this.#draw(party);
+    party.failure = outlasted("wait for", party.key, tookMs);
+    this.#askAt(party, this.#clock.now() + RETRY_MS);
   }
 
   /** Gives the turn, and what is left of its lease, to the first who waits. */
@@ -798,11 +827,9 @@ export class Room {
           return;
         }
         // Never answered: nobody knows whether it is taken.
-        const what = `no answer from the server in ${waiter.waitMs} ms`;
-        const message = `Cannot wait for "${party.key}": ${what}`;
-        waiter.fail(new LockBackendError(party.key, message));
+        waiter.fail(unanswered(party.key, waiter.waitMs));
       } else {
-        const retryAfterMs = freeAt && Math.max(0, freeAt - now);
+        const retryAfterMs = freeAt && Math.max(0, Math.ceil(freeAt - now));
         waiter.refuse({ granted: false, retryAfterMs, place });
       }
     }

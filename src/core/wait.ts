@@ -10,7 +10,7 @@ import {
   type Wanted,
 } from "./backend.ts";
 import { type Clock, whenLate } from "./clock.ts";
-import { isPassing, LockBackendError } from "./errors.ts";
+import { isPassing, type LockBackendError, unanswered } from "./errors.ts";
 import { Keeper, type Terms } from "./keeper.ts";
 import { type PatientTerms, poll } from "./poll.ts";
 import { type Room, roomOf } from "./room.ts";
@@ -109,11 +109,6 @@ async function find(
   return { line, waitMs: Math.max(1, until - clock.now()) };
 }
 
-function unanswered(key: string, waitMs: number): LockBackendError {
-  const what = `no answer from the server in ${waitMs} ms`;
-  return new LockBackendError(key, `Cannot wait for "${key}": ${what}`);
-}
-
 /**
  * Makes `attempt` on terms whose signal also ends it when patience does.
  *
@@ -166,16 +161,16 @@ function tryInPassing<T>(
   return new Promise((resolve, reject) => {
     const late = () => reject(unanswered(key, waitMs));
     const attempt = room.watch(key, waitMs, late);
-    const goOn = (isRefused: boolean) => {
+    const goOn = (refusal?: Refusal) => {
       const leftMs = room.unwatch(attempt);
       const rest = isUnhurried ? patience : { ...patience, waitMs: leftMs };
       resolve(
-        waitInLine(room, wanted, terms, rest, settle, isRefused),
+        waitInLine(room, wanted, terms, rest, settle, refusal),
       );
       room.follow(attempt);
     };
     const failed = (error: unknown) => {
-      if (isPassing(error) && !attempt.isLate) return goOn(false);
+      if (isPassing(error) && !attempt.isLate) return goOn();
       reject(error);
       if (attempt.keeper !== undefined) return;
       room.unwatch(attempt);
@@ -190,7 +185,7 @@ function tryInPassing<T>(
         room.remember(attempt, answer, patience.localTurns);
         room.follow(attempt);
         resolve(settle(answer));
-      } else goOn(true);
+      } else goOn(answer);
     };
     try {
       acquire(backend, claim, terms, answered).catch(failed);
@@ -207,7 +202,7 @@ function waitInLine<T>(
   terms: Terms,
   patience: Patience,
   settle: (answer: Keeper | Refusal) => T,
-  isRefused = false,
+  refusal?: Refusal,
 ): Promise<T> {
   return new Promise((resolve, reject) => {
     const answer = (answer: Keeper | Refusal) => {
@@ -219,7 +214,7 @@ function waitInLine<T>(
     };
     const { key, ttlMs } = wanted;
     const waiter = new Waiter(ttlMs, terms, patience, answer, reject);
-    room.enter(key, waiter, isRefused);
+    room.enter(key, waiter, refusal);
   });
 }
 

@@ -437,6 +437,55 @@ test("who is behind a short lease knows when it is over", async () => {
   (await next).assertHeld();
 });
 
+test("a lease shorter than the way to the server is asked for in peace, and that is said", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { line } = on;
+  const { open, stand } = line!;
+  line!.open = (ears) =>
+    open.call(line, {
+      ...ears,
+      onTurn: (...turn) => clock.setTimer(() => ears.onTurn(...turn), 50),
+    });
+  let times = 0;
+  line!.stand = async (...args) => {
+    times++;
+    const answers = await stand.apply(line, args);
+    await new Promise<void>((go) => clock.setTimer(go, 50));
+    return answers;
+  };
+  const holder = await acquireLock(on, "k");
+  const waiting = caught(
+    acquireLock(on, "k", { ttl: 0.02, waitMs: 3_000.4 }),
+  );
+  await settle();
+  await holder.release();
+  await clock.advance(3_020);
+  const error = await waiting;
+  assertInstanceOf(error, LockBackendError);
+  assertEquals(
+    error.message,
+    'Cannot wait for "k": the answer took 50 ms, longer than the lease',
+  );
+  assert(times < 25, `asked for ${times} times`);
+});
+
+test("who has hardly any patience is told for how long it is taken, too", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { line } = on;
+  // It takes longer to listen than that.
+  line!.open = () => new Promise(() => {});
+  const holder = await acquireLock(on, "k", { ttl: 10 });
+  const waiting = caught(acquireLock(on, "k", { waitMs: 1.5 }));
+  await settle();
+  await clock.advance(30);
+  const error = await waiting;
+  assertInstanceOf(error, LockNotAcquiredError);
+  assertEquals(error.retryAfterMs, 10_000 - 1);
+  await holder.release();
+});
+
 test("a long lease is not passed on to one who wanted a short one", async () => {
   const clock = new FakeClock();
   const on = memory({ clock });
