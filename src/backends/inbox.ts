@@ -11,7 +11,7 @@ import { channelOf } from "./scripts.ts";
  * it in one has to come by some others.
  */
 const LISTEN_TIMES = 10;
-const LISTEN_MS = 25;
+const LISTEN_MS = 8;
 
 /** Of the name of an inbox: hexadecimal digits, 64 bits. */
 const INBOX_LENGTH = 16;

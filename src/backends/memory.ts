@@ -106,10 +106,12 @@ class MemoryBackend implements Backend {
     stand: (wishes, isPassing) =>
       Promise.resolve(wishes.map((wish) => this.#stand(wish, isPassing))),
     handOver: (hold, next) => Promise.resolve(this.#handOver(hold, next)),
-    leave: (wish) => {
-      this.#take(wish);
-      const { called } = this.#handOver(wish, undefined);
-      if (called !== undefined) this.#call(called);
+    leave: ({ key, owner, former = owner }) => {
+      for (const hold of [{ key, owner }, { key, owner: former }]) {
+        this.#take(hold);
+        const { called } = this.#handOver(hold, undefined);
+        if (called !== undefined) this.#call(called);
+      }
     },
   };
   readonly notices: Notices = {
@@ -365,6 +367,12 @@ class MemoryBackend implements Backend {
     const { key, owner } = wish;
     const at = this.clock.now();
     let row = this.#look(key);
+    if (wish.former !== undefined) {
+      this.#take({ key, owner: wish.former });
+      if (row?.owner === wish.former) {
+        this.#rows.set(key, row = { ...row, owner });
+      }
+    }
     if (row?.owner === owner) {
       this.#take(wish);
       return this.#turn(row, row.expiresAt - at, at);

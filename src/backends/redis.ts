@@ -55,6 +55,7 @@ import {
   REMIND,
   RENAME,
   run,
+  runInFull,
   runThen,
   type Script,
   STAND,
@@ -119,6 +120,8 @@ export class RedisBackend implements Backend {
   #isServer: Promise<Line | undefined> | undefined;
   /** What is cleaned up, by owner and key. Empty but after failures. */
   readonly #cleanUps: CleanUps;
+  /** Whether anybody has left a line here. */
+  #hasLeft = false;
 
   constructor(port: Port, options: RedisOptions = {}) {
     this.#port = port;
@@ -571,7 +574,11 @@ export class RedisBackend implements Backend {
       }
       const args = [owner, "", "", leaving] as const;
       const keys = keysOf(port, key);
-      const { calledOut } = await run(port, HAND_OVER, keys, args);
+      // At first in full: the client may be closed in the same moment, and could
+      // not be told then that the server has not seen it.
+      const send = this.#hasLeft ? run : runInFull;
+      this.#hasLeft = true;
+      const { calledOut } = await send(port, HAND_OVER, keys, args);
       if (calledOut !== undefined) this.line?.remindLater(key, calledOut);
     });
   }
@@ -658,7 +665,9 @@ class RedisLine implements Line {
     const args = [isInPassing ? "1" : "", isTest && inbox || ""];
     for (const wish of wishes) {
       keys.push(...keysOf(this.#port, wish.key));
-      args.push(memberOf(wish), String(wish.ticket ?? ""));
+      const { ticket = "", former } = wish;
+      const place = former === undefined ? `${ticket}` : `${ticket} ${former}`;
+      args.push(memberOf(wish), place);
     }
     try {
       const { answers, heard } = await run(this.#port, STAND, keys, args);
@@ -727,6 +736,10 @@ class RedisLine implements Line {
 
   leave(wish: Wish): void {
     this.#cleanUp(wish, memberOf(wish));
+    const { former } = wish;
+    if (former !== undefined) {
+      this.leave({ ...wish, owner: former, former: undefined });
+    }
   }
 
   /** Reminds whoever was called, should that be needed; and who is next of a

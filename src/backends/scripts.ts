@@ -493,8 +493,9 @@ function toCalled(fields: readonly string[], from: number): Called {
  * For each wish: is it ours already, as the call was lost or this was sent
  * before? Is it free, and nobody in line before us? Then we have it; else we
  * stand in line, and whoever is first there gets what is free. A wish is a
- * member and, where the server may have forgotten it, its ticket. An `inbox` is
- * tried out on the way.
+ * member and, where the server may have forgotten it, its ticket; behind that the
+ * former owner, whose place or lock it takes over (`rename`). An `inbox` is tried
+ * out on the way.
  */
 export const STAND = define({
   keys: [] as readonly string[],
@@ -508,12 +509,26 @@ if not first and #KEYS == 3 and redis.call("EXISTS", KEYS[2]) == 0 then
     return {"1 " .. ttl .. " 0 0 -"}
   end
 end
-${LINE}local answers = {}
+${LINE}local function rename(lock, line, member, holder, terms)
+  local ticket, former = string.match(terms, "^(%d+) (.*)$")
+  local head, owner = string.match(member, "^(%d+ %d+ )(.*)$")
+  redis.call("ZREM", line, head .. former)
+  if holder == former then
+    local left = redis.call("PTTL", lock)
+    redis.call("SET", lock, owner, "PX", math.max(1, left))
+    holder = owner
+  end
+  return tonumber(ticket), holder
+end
+local answers = {}
 for i = 1, #KEYS / 3 do
   local lock, line, fence = KEYS[3 * i - 2], KEYS[3 * i - 1], KEYS[3 * i]
   local member, ticket = ARGV[2 * i + 1], tonumber(ARGV[2 * i + 2])
   local holder = first
   if i > 1 then holder = redis.pcall("GET", lock) end
+  if not ticket and ARGV[2 * i + 2] ~= "" then
+    ticket, holder = rename(lock, line, member, holder, ARGV[2 * i + 2])
+  end
   local answer
   if type(holder) == "table" then
     answer = "-1 " .. holder.err
@@ -856,12 +871,26 @@ export function runThen<
   }
   return reply.then(decoded, (error) => {
     if (!/NOSCRIPT|NoScriptError/.test(String(error))) return fail(error);
-    return runInFull(port, script, keys, args).then(decoded, fail);
+    return bring(port, script, keys, args).then(decoded, fail);
   });
 }
 
+/** The same with its whole text, whether the server has seen it or not. */
+export function runInFull<
+  Keys extends readonly string[],
+  Args extends readonly string[],
+  Result,
+>(
+  port: Port,
+  { lua, decode }: Script<Keys, Args, Result>,
+  keys: Values<Keys>,
+  args: Values<Args>,
+): Promise<Result> {
+  return attempt(() => port.eval(lua, keys, args)).then(decode);
+}
+
 /** The reply to a script that the server has not seen. */
-function runInFull(
+function bring(
   port: Port,
   script: Pick<Script<[], [], unknown>, "lua" | "sha">,
   keys: readonly string[],

@@ -230,6 +230,9 @@ export interface Wish extends Claim {
   readonly tokens: number;
   /** The ticket that it was given, for a server that has forgotten it. */
   readonly ticket?: number | undefined;
+  /** An owner that stood there on the same terms, or was given the key since:
+   * what it has is for this one. */
+  readonly former?: string | undefined;
 }
 
 /** It is our turn. */

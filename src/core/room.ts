@@ -106,8 +106,6 @@ class Party {
   isAsked = false;
   /** When it was asked for first: no turn of it began before. */
   since: Moment | undefined;
-  /** The wish before, of another name, until this one has its place. */
-  former: Wish | undefined;
   /** When its turn began, and by whom it is held; or has been, until lost. */
   turn: LocalTurn | undefined;
   /** The last word of the server: when it was asked for, and its clock then. */
@@ -483,15 +481,17 @@ export class Room {
     this.#goOnAll(followers);
   }
 
-  /** A new wish, for what the first of the party wants. */
-  #draw(party: Party, ticket?: number): Wish {
+  /** A new wish, for what the first of the party wants; or by another name. */
+  #draw(party: Party, former?: Wish): Wish {
     if (party.wish !== undefined) this.#standing.delete(party.wish.owner);
     const [{ ttlMs, localTurns }] = party.waiters;
     const owner = drawOwner(party.label, this.#line.inbox, party.isFenced);
     const tokens = party.isFenced
       ? Math.min(Math.max(1, localTurns), MOST_TOKENS)
       : 0;
-    const wish: Wish = { key: party.key, owner, ttlMs, tokens, ticket };
+    const wish: Wish = former === undefined
+      ? { key: party.key, owner, ttlMs, tokens }
+      : { ...former, owner, former: former.owner };
     party.wish = wish;
     party.since = undefined;
     party.isCalled = this.#line.inbox !== undefined;
@@ -554,7 +554,7 @@ export class Room {
     asked: Moment,
     isInPassing = false,
   ): void {
-    if (party.wish !== wish) {
+    if (party.wish?.owner !== wish.owner) {
       const mayBeThere = answer instanceof Error || answer.granted ||
         answer.ticket !== undefined;
       if (mayBeThere) this.#withdraw(wish);
@@ -579,8 +579,9 @@ export class Room {
     party.freeAt = retryAfterMs === undefined ? undefined : now + retryAfterMs;
     // In passing: the next step is on its way.
     if (ticket === undefined) return;
-    this.#leaveFormer(party);
-    if (wish.ticket !== ticket) party.wish = { ...wish, ticket };
+    if (party.wish.ticket !== ticket || party.wish.former !== undefined) {
+      party.wish = { ...wish, ticket, former: undefined };
+    }
     if (hasMoved && place !== undefined && this.#backend.onEvent) {
       const { key, label, wish } = party;
       tell(this.#backend, { type: "waiting", key, label, place, retryAfterMs });
@@ -785,7 +786,7 @@ export class Room {
 
   /** Asks for a wish of which it is not known whether it stands in line. */
   #askFor(party: Party, wish: Wish): void {
-    if (party.wish === wish) this.#ask([party]);
+    if (party.wish?.owner === wish.owner) this.#ask([party]);
     else this.#withdraw(wish);
   }
 
@@ -853,7 +854,6 @@ export class Room {
   #forget(party: Party): void {
     if (party.wish === undefined) return;
     this.#standing.delete(party.wish.owner);
-    this.#leaveFormer(party);
     party.wish = undefined;
     party.isAsked = false;
     party.since = undefined;
@@ -997,22 +997,11 @@ export class Room {
 
   /**
    * Has a party that stands in line do so by a name by which it can be called,
-   * or by one that nobody tries to call: whichever is right by now. The one
-   * before is given up only then, or its turn, if it has just come, would go to
-   * whoever is behind.
+   * or by one that nobody tries to call: whichever is right by now.
    */
   #rename(party: Party): void {
-    const wish = party.wish!;
-    this.#draw(party, wish.ticket);
-    party.former = wish;
+    this.#draw(party, party.wish);
     this.#askSoon(party);
-  }
-
-  /** What comes of its turn is for the name that is there by now. */
-  #leaveFormer(party: Party): void {
-    const { former } = party;
-    party.former = undefined;
-    if (former !== undefined) this.#line.leave(former);
   }
 
   #onDeaf(reason: unknown): void {
