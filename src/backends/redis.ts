@@ -326,14 +326,14 @@ export class RedisBackend implements Backend {
       const each = claims.map((claim) => this.extend([claim], atLeast));
       return (await Promise.all(each)).flat();
     }
-    const [{ key, owner, ttlMs }] = claims;
-    const isBrief = !atLeast && claims.length === 1 && ttlMs < HEARTBEAT_MS;
+    const [claim] = claims;
+    const isBrief = claim.ttlMs < HEARTBEAT_MS && this.line !== undefined;
+    if (isBrief && claims.length === 1 && !atLeast) {
+      const answer = await this.#extendBriefly(claim);
+      // With no right to the line, one may have one to the key.
+      if (typeof answer === "string" || !isAboutSome(answer)) return [answer];
+    }
     try {
-      if (isBrief && this.line !== undefined) {
-        const keys = [key, companion(this.#port, key, "line")] as const;
-        const args = [owner, String(ttlMs)] as const;
-        return await run(this.#port, EXTEND_BRIEFLY, keys, args);
-      }
       return await run(
         this.#port,
         EXTEND,
@@ -348,6 +348,17 @@ export class RedisBackend implements Backend {
       if (claims.length === 1 || !isAboutSome(errors[0])) return errors;
       this.#areApart = true;
       return await this.extend(claims, atLeast);
+    }
+  }
+
+  async #extendBriefly(claim: Claim): Promise<Verdict | LockBackendError> {
+    const { key, owner, ttlMs } = claim;
+    const keys = [key, companion(this.#port, key, "line")] as const;
+    const args = [owner, String(ttlMs)] as const;
+    try {
+      return await run(this.#port, EXTEND_BRIEFLY, keys, args);
+    } catch (cause) {
+      return failure("extend", key, cause);
     }
   }
 

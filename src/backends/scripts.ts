@@ -197,7 +197,7 @@ local isLess = redis.call("PTTL", lock) > tonumber(ttlMs)
 redis.call("PEXPIRE", lock, ttlMs)
 ${HINT}if isLess then hint(line, ttlMs) end
 return 1`,
-  decode: (reply) => [toVerdict(reply)],
+  decode: toVerdict,
 });
 
 /** How the hold of `owner` stands: ours, another's or nobody's, and what is
