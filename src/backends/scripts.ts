@@ -157,7 +157,7 @@ end
  */
 const HINT = `${CALL}local function hint(line, lease)
   if not lease or tonumber(lease) >= ${HEARTBEAT_MS} then return end
-  local head = redis.call("ZRANGE", line, 0, 0)[1]
+  local head = redis.pcall("ZRANGE", line, 0, 0)[1]
   local owner = head and string.match(head, "^%d+ %d+ (.*)$")
   local inbox = owner and string.match(owner, "^(%x+%*?)", ${OWNER_LENGTH + 1})
   if inbox then call(inbox, "look " .. owner) end
