@@ -106,12 +106,10 @@ class MemoryBackend implements Backend {
     stand: (wishes, isPassing) =>
       Promise.resolve(wishes.map((wish) => this.#stand(wish, isPassing))),
     handOver: (hold, next) => Promise.resolve(this.#handOver(hold, next)),
-    leave: ({ key, owner, former = owner }) => {
-      for (const hold of [{ key, owner }, { key, owner: former }]) {
-        this.#take(hold);
-        const { called } = this.#handOver(hold, undefined);
-        if (called !== undefined) this.#call(called);
-      }
+    leave: (wish) => {
+      const { key, former } = wish;
+      this.#leave(wish);
+      if (former !== undefined) this.#leave({ key, owner: former });
     },
   };
   readonly notices: Notices = {
@@ -347,6 +345,13 @@ class MemoryBackend implements Backend {
       void afterwards(() => ears.onNotice(name));
       return;
     }
+  }
+
+  /** Takes a wish out of its line, and hands on what it was given. */
+  #leave(hold: Hold): void {
+    this.#take(hold);
+    const { called } = this.#handOver(hold, undefined);
+    if (called !== undefined) this.#call(called);
   }
 
   /** Has the first in line look, where the lease that was given is over before

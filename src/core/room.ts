@@ -978,7 +978,7 @@ export class Room {
     // The server said `at` after we had asked, so by our clocks the lease
     // began no sooner than this; less what clocks may differ in speed. Called
     // before any answer we only know that it came after we asked for it first.
-    const passedMs = asked && Math.max(0, turn.at - at) * 0.99 || 0;
+    const passedMs = asked === undefined ? 0 : Math.max(0, turn.at - at) * 0.99;
     const now = Math.min(known.now + passedMs, this.#usedAt);
     const wall = known.wall + (now - known.now);
     if (this.#usedAt - now > turn.leftMs / 2) {

@@ -77,6 +77,20 @@ for (const { name, open } of clients) {
     await lock.release();
   });
 
+  test(`${name}: a short extension needs no right to the line`, async () => {
+    const user = `alone-${name}`;
+    await server.command(
+      ...["ACL", "SETUSER", user, "on", ">word", "+@all", "~lone*"],
+    );
+    const { host, port } = server;
+    await using it = await open(`redis://${user}:word@${host}:${port}`);
+    const lock = await acquireLock(it.client, `lone:${name}`);
+    await lock.extend(1.1);
+    assert(await left(lock.key) <= 1_100);
+    assert(lock.isAcquired());
+    await server.command("DEL", lock.key);
+  });
+
   test(`${name}: what is forbidden for one key loses no other`, async () => {
     await server.command(
       ...["ACL", "SETUSER", name, "on", ">word", "+@all", "allchannels"],

@@ -300,7 +300,7 @@ story("the holder is stopped, and goes on later", async (scene) => {
   await nothingLeft(key);
 });
 
-for (const by of ["a turn", "its holder"]) {
+for (const by of ["a turn", "its holder", "one who finds it free", "force"]) {
   story(`a lease that is made short by ${by} is let run out`, async (scene) => {
     const { key } = scene;
     const [here, there, watch] = await Promise.all([
@@ -314,21 +314,21 @@ for (const by of ["a turn", "its holder"]) {
     ear.on("pmessage", (_pattern, _channel, word) => heard.push(word));
     await ear.psubscribe("lock:inbox:*");
     try {
-      const holder = await acquireLock(here, key);
-      const brief = by === "a turn"
-        ? wait(here, key, { ttl: 0.4, label: "brief" })
-        : undefined;
+      const ttl = by === "one who finds it free" ? 0.6 : 30;
+      const holder = await acquireLock(here, key, { ttl });
+      const brief = by === "its holder"
+        ? undefined
+        : wait(here, key, { ttl: 0.4, label: "brief" });
       if (brief !== undefined) await inLine(key, 1);
       const next = wait(there, key);
       await inLine(key, brief === undefined ? 1 : 2);
       const [owner] =
         (await server.command("ZRANGE", `{${key}}:line`, -1, -1) as string[])
           .map((member) => member.split(" ")[2]);
-      if (brief === undefined) await holder.extend(0.4);
-      else {
-        await holder.release();
-        await brief;
-      }
+      if (by === "its holder") await holder.extend(0.4);
+      if (by === "a turn") await holder.release();
+      if (by === "force") await forceRelease(here, key);
+      await brief;
       const freeAt = await expiryOf(key);
       // Told of it, they ask when it is over; or else only at their heartbeat.
       await until(
