@@ -322,9 +322,13 @@ for (const by of ["a turn", "its holder", "one who finds it free", "force"]) {
       if (brief !== undefined) await inLine(key, 1);
       const next = wait(there, key);
       await inLine(key, brief === undefined ? 1 : 2);
-      const [owner] =
-        (await server.command("ZRANGE", `{${key}}:line`, -1, -1) as string[])
-          .map((member) => member.split(" ")[2]);
+      // By the name by which it is called, as it may stand there by another first.
+      let owner = "";
+      await until("the last can be called", async () => {
+        const last = await server.command("ZRANGE", `{${key}}:line`, -1, -1);
+        owner = (last as string[])[0]?.split(" ")[2] ?? "";
+        return /@[0-9a-f]/.test(owner);
+      });
       if (by === "its holder") await holder.extend(0.4);
       if (by === "a turn") await holder.release();
       if (by === "force") await forceRelease(here, key);
