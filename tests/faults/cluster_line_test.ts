@@ -7,6 +7,7 @@ import process from "node:process";
 
 import { acquireLock } from "@dreamer/utils/lock";
 import { clusterClients } from "../support/cluster_clients.ts";
+import { areInLine } from "../support/line.ts";
 import { spawnScript } from "../support/process.ts";
 import { type RedisCluster, startCluster } from "../support/redis_cluster.ts";
 import { after, before, test, timersEnd } from "../support/test.ts";
@@ -32,7 +33,10 @@ const stories = called.map(({ name, open }) =>
       until(
         `${count} in line`,
         async () =>
-          await cluster.commandFor(key, "ZCARD", `{${key}}:line`) === count,
+          areInLine(
+            await cluster.commandFor(key, "ZRANGE", `{${key}}:line`, 0, -1),
+            count,
+          ),
       );
     const dying = await Promise.all([1, 2].map(async () => {
       const script = spawnScript(WAITER, [name, ...cluster.urls]);

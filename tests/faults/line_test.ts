@@ -23,6 +23,7 @@ import {
   redis,
 } from "@dreamer/utils/lock";
 import { type ClientKind, clients } from "../support/clients.ts";
+import { areInLine } from "../support/line.ts";
 import { type Script, spawnScript } from "../support/process.ts";
 import { type Proxy, startProxy } from "../support/proxy.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
@@ -127,11 +128,12 @@ function story(
   });
 }
 
-/** Resolves once so many stand in line for `key`. */
+/** Resolves once so many stand in line for `key`, and can be called. */
 function inLine(key: string, count: number, at = server): Promise<void> {
   return until(
     `${count} in line`,
-    async () => await at.command("ZCARD", `{${key}}:line`) === count,
+    async () =>
+      areInLine(await at.command("ZRANGE", `{${key}}:line`, 0, -1), count),
   );
 }
 
@@ -322,13 +324,8 @@ for (const by of ["a turn", "its holder", "one who finds it free", "force"]) {
       if (brief !== undefined) await inLine(key, 1);
       const next = wait(there, key);
       await inLine(key, brief === undefined ? 1 : 2);
-      // By the name by which it is called, as it may stand there by another first.
-      let owner = "";
-      await until("the last can be called", async () => {
-        const last = await server.command("ZRANGE", `{${key}}:line`, -1, -1);
-        owner = (last as string[])[0]?.split(" ")[2] ?? "";
-        return /@[0-9a-f]/.test(owner);
-      });
+      const last = await server.command("ZRANGE", `{${key}}:line`, -1, -1);
+      const [owner] = (last as string[]).map((member) => member.split(" ")[2]);
       if (by === "its holder") await holder.extend(0.4);
       if (by === "a turn") await holder.release();
       if (by === "force") await forceRelease(here, key);
@@ -652,7 +649,10 @@ story("SUBSCRIBE is forbidden", async (scene) => {
         freeAt = Date.now();
       }),
     );
-    await inLine(key, i + 1, own);
+    await until(
+      `${i + 1} in line, who can't be called`,
+      async () => await own.command("ZCARD", `{${key}}:line`) === i + 1,
+    );
   }
   const failed = events.filter(({ type }) => type === "push-failed");
   assert(failed.length > 0, "nobody was told");

@@ -28,6 +28,7 @@ import { HAND_OVER } from "../../src/backends/scripts.ts";
 import { drawOwner } from "../../src/core/keys.ts";
 import { type ClientKind, clients } from "../support/clients.ts";
 import { FakeClock } from "../support/fake_clock.ts";
+import { areInLine } from "../support/line.ts";
 import { runtime, spawnScript } from "../support/process.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
 import { after, before, test, timersEnd, timersLeft } from "../support/test.ts";
@@ -97,7 +98,8 @@ function wait(on: LockTarget, key: string, options: LockOptions = {}) {
 const inLine = (key: string, count: number, at: RedisServer) =>
   until(
     `${count} in line`,
-    async () => await at.command("ZCARD", `{${key}}:line`) === count,
+    async () =>
+      areInLine(await at.command("ZRANGE", `{${key}}:line`, 0, -1), count),
   );
 
 /** How many connections there are. */
@@ -424,15 +426,9 @@ costs(
       for (const script of scripts) {
         script.send({ do: "pass", count: 25, key, options });
       }
-      // By the names by which they are called: who is slow to listen stands there
-      // by another first.
-      let inOrder: string[] = [];
-      await until("all are in line, and can be called", async () => {
-        const line = await own.command("ZRANGE", `{${key}}:line`, 0, -1);
-        inOrder = (line as string[]).map((member) => member.split(" ")[2]);
-        return inOrder.length === 75 &&
-          inOrder.every((owner) => /@[0-9a-f]{16}/.test(owner));
-      });
+      await inLine(key, 75, own);
+      const line = await own.command("ZRANGE", `{${key}}:line`, 0, -1);
+      const inOrder = (line as string[]).map((member) => member.split(" ")[2]);
       await holder.release();
       const passed: { owner: string; fencingToken: number }[] = [];
       for (const script of scripts) {
