@@ -14,6 +14,7 @@ import {
 } from "@dreamer/utils/lock";
 import { sameAsTheLast } from "../support/clients.ts";
 import { clusterClients } from "../support/cluster_clients.ts";
+import { keysLeft } from "../support/keys_left.ts";
 import { type RedisCluster, startCluster } from "../support/redis_cluster.ts";
 import { stall } from "../support/stall.ts";
 import { after, before, test, timersEnd } from "../support/test.ts";
@@ -21,7 +22,6 @@ import { until } from "../support/until.ts";
 import { lockContract } from "./lock_contract.ts";
 import { waitContract } from "./wait_contract.ts";
 
-const DAY_MS = 86_400_000;
 let cluster: RedisCluster;
 before(async () => void (cluster = await startCluster()));
 after(async () => {
@@ -40,17 +40,7 @@ for (const { name, isCalled, open } of clusterClients) {
     return {
       on: client,
       pass,
-      keysLeft: async () => {
-        let locks = 0;
-        for (const key of (await cluster.command("KEYS", "*")).flat()) {
-          const leftMs = Number(
-            await cluster.commandFor(String(key), "PTTL", String(key)),
-          );
-          if (!/:(fence|seen)$/.test(String(key))) locks++;
-          else if (leftMs < 0 || leftMs > DAY_MS) locks++;
-        }
-        return locks;
-      },
+      keysLeft: () => keysLeft(cluster),
       [Symbol.asyncDispose]: close,
     };
   });

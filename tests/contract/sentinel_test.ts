@@ -8,6 +8,7 @@ import {
 } from "@dreamer/utils/lock";
 import { assertEquals } from "@std/assert";
 import type { OpenClient } from "../support/clients.ts";
+import { keysLeft } from "../support/keys_left.ts";
 import { type RedisGroup, startGroup } from "../support/redis_sentinel.ts";
 import { sentinelClients } from "../support/sentinel_clients.ts";
 import { stall } from "../support/stall.ts";
@@ -16,7 +17,6 @@ import { until } from "../support/until.ts";
 import { lockContract } from "./lock_contract.ts";
 import { waitContract } from "./wait_contract.ts";
 
-const DAY_MS = 86_400_000;
 let group: RedisGroup;
 /** One for all locks: each of its kind builds the server's commands anew. */
 let shared: Promise<OpenClient> | undefined;
@@ -39,16 +39,7 @@ lockContract(name, async () => {
   return {
     on: client,
     pass,
-    keysLeft: async () => {
-      const server = group.primary;
-      let locks = 0;
-      for (const key of await server.command("KEYS", "*") as string[]) {
-        const leftMs = Number(await server.command("PTTL", key));
-        if (!/:(fence|seen)$/.test(key)) locks++;
-        else if (leftMs < 0 || leftMs > DAY_MS) locks++;
-      }
-      return locks;
-    },
+    keysLeft: () => keysLeft(group.primary),
     [Symbol.asyncDispose]: () => Promise.resolve(),
   };
 });
