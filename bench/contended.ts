@@ -728,7 +728,9 @@ async function uncontendedWaiting(
     }));
     outcomes.slice(2).forEach(({ ratio }, i) =>
       goals.push(atMost(
-        `${i === 0 ? "local turns" : "strict"}: uncontended, times bare`,
+        i === 0
+          ? "local turns: `waitMs` set and nobody else there, times bare"
+          : "strict: the same",
         ratio.median,
         1.1,
       ))

@@ -221,7 +221,7 @@ async function judge(
       `${refusals(who)}`.padStart(10),
       sum(({ came, from }) => from - (came ?? from)).padStart(11),
       sum(({ from, to }) => to - from).padStart(11),
-      killed ? `   killed at ${inSeconds(killed.at - begunAt)}` : "",
+      killed ? `   ${stage.death} at ${inSeconds(killed.at - begunAt)}` : "",
     ].join(""));
   }
   screen.say([

@@ -47,7 +47,8 @@ const clients = new WeakMap<Backend, object>();
 
 /**
  * A Redis client as a backend, for those who want to say more about it than
- * the client alone does. Without options it is what a bare client becomes.
+ * the client alone does. Made once for each client: each has waiters, renewals
+ * and a connection to listen by of its own.
  *
  * @param client Any client that a lock can live on.
  * @param options An observer.
@@ -103,8 +104,9 @@ const FEWEST_SERVERS = 3;
  * Who waits for a lock (`waitMs`) is told by the servers when it is released, in
  * about the order in which they came, and tries again every now and then in
  * case that is lost. Of several who ask in the same moment it may be that none
- * gets a majority: who doesn't wait is told that it is taken. A server that lost its data should
- * stay away for as long as the longest lease before it takes part again.
+ * gets a majority: who doesn't wait is told that it is taken. A server that lost
+ * its data should stay away for as long as the longest lease before it takes
+ * part again.
  *
  * @param targets The servers: at least 3 clients or backends, of any kinds, in
  * an order of your choice, which is how messages count them. Backends with

@@ -353,8 +353,8 @@ function telling<T>(
  * What `fn` returns or throws is what comes out; a release that fails changes
  * nothing about that. If the lock was lost before `fn` was done, others may
  * have been inside: that is an error even though `fn` succeeded, unless it
- * released the lock itself. Where `fn`
- * failed, the loss is the `cause` of its error, if that had none.
+ * released the lock itself. Where `fn` failed, the loss is the `cause` of its
+ * error, if that had none.
  *
  * @param on Where the lock lives; see {@linkcode acquireLock}.
  * @param key What to lock.

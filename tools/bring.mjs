@@ -116,7 +116,11 @@ function install(folder, what) {
       folder,
       done ? Promise.resolve() : run(
         windows ? "npm.cmd" : "npm",
-        ["ci", "--prefix", folder, "--no-audit", "--no-fund"],
+        [
+          // Here all of it is wanted, whatever NODE_ENV or an .npmrc leaves out.
+          ...["ci", "--prefix", folder, "--include=dev", "--include=optional"],
+          ...["--no-audit", "--no-fund"],
+        ],
       ),
     );
   }

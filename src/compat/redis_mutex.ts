@@ -199,6 +199,18 @@ export class LockedError extends LockNotAcquiredError {
  * to ask for where any will do.
  *
  * It is not the `DistributedLock` of `@dreamer/utils/lock`, which is one lock.
+ *
+ * @example A function that takes any kind of lock
+ * ```ts
+ * import {
+ *   type DistributedLock,
+ *   RedisMutex,
+ * } from "@dreamer/utils/lock/redis-mutex";
+ * import { memory } from "@dreamer/utils/lock/memory";
+ *
+ * const report = (lock: DistributedLock) => lock.withLock("report", () => 7);
+ * if (await report(new RedisMutex({ client: memory() })) !== 7) throw new Error();
+ * ```
  */
 export abstract class DistributedLock {
   /** Takes the lock on all of the resources, or none. */

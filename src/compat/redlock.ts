@@ -27,7 +27,10 @@ import { type DistributedLock, keepExtending, runWith, take } from "../lock.ts";
 
 export { type LockTarget, type QuorumOptions, redlock } from "../connect.ts";
 
-/** How a {@linkcode Redlock} is set up. */
+/**
+ * How a {@linkcode Redlock} is set up. Not the options of the quorum that
+ * `@dreamer/utils/lock` has by this name: those are {@linkcode QuorumOptions}.
+ */
 export interface RedlockOptions {
   /**
    * How differently clocks may run, as a part of the ttl, from 0 to 0.1: a lock
@@ -349,8 +352,8 @@ export class RedlockInstance {
    * Frees the lock, and ends its extension.
    *
    * @returns `true` if it did, or if it was released before; `false` if it was
-   * not ours to free any more, or could not be freed: then it is not
-   * {@linkcode isReleased}, and can be released again, or expires.
+   * not ours to free any more, or could not be freed. Only in the last case it
+   * is not {@linkcode isReleased}, and can be released again, or expires.
    */
   release(): Promise<boolean> {
     if (this.#isReleased) return Promise.resolve(true);

@@ -6,7 +6,8 @@ import { outOfRange, wrongType } from "./options.ts";
  * Builds a key in one consistent form: `lock:<prefix>:<part>:<part>`.
  *
  * Parts are joined as they are, so one that contains a colon can meet two that
- * do not: put what a user may choose freely last.
+ * do not: put what a user may choose freely last. An empty part is taken as it
+ * is: `lockKey("a", "")` is `lock:a:`, as is `lockKey("a")`.
  *
  * @param prefix What kind of thing is locked.
  * @param parts Which one: strings or finite numbers.

@@ -28,8 +28,8 @@ export interface Patience {
 }
 
 /**
- * Waits for what is `wanted`: in line, where there is one, in the order in which the
- * server saw who came.
+ * Waits for what is `wanted`: in line, where there is one, in the order in which
+ * the server saw who came.
  *
  * @param settle What to make of the keeper of the hold, or the last refusal.
  * @throws The signal's reason, as a rejection.
