@@ -189,6 +189,7 @@ async function confirmed(
     const leftMs = until - clock.now();
     await confirm(backend, claimsOf(lock), replicas, leftMs, signal);
   } catch (error) {
+    leaveTurns(lock);
     await finish(lock);
     throw error;
   }
@@ -491,6 +492,7 @@ export interface LockJSON {
  * before this. A release that fails is tried again in the background.
  */
 let finish: (lock: DistributedLock) => Promise<LockLostError | undefined>;
+let leaveTurns: (lock: DistributedLock) => void;
 /** Makes one lock of several keys of locks of one. */
 let join: (lock: DistributedLock, others: readonly DistributedLock[]) => void;
 /** What a lock was granted: one claim for each key. */
@@ -542,6 +544,9 @@ export let keepExtending: (lock: DistributedLock, isWanted: boolean) => void;
 export class DistributedLock implements AsyncDisposable {
   static {
     finish = (lock) => lock.#finish();
+    leaveTurns = (lock) => {
+      for (const one of [lock, ...lock.#others]) one.#leaveTurn();
+    };
     join = (lock, others) => void (lock.#others = others);
     claimsOf = (lock) => [lock, ...lock.#others].map((one) => one.#claim);
     prolong = (lock, byMs) => lock.#prolong(byMs);
@@ -823,14 +828,14 @@ export class DistributedLock implements AsyncDisposable {
       verdict = await backend.rename!(this.#claim, owner);
     } catch (error) {
       // It may have come about: one of the two names is what is to be freed.
+      this.#leaveTurn();
       backend.discard({ ...this.#claim, owner });
       void this.#finish();
       throw error;
     }
     const { lease, terms } = keeper;
     const claim = { ...this.#claim, owner };
-    keeper.turn?.drop(this.owner);
-    keeper.turn = undefined;
+    this.#leaveTurn();
     if (verdict !== "done" || lease === undefined) {
       if (verdict === "done") backend.discard(claim);
       else void this.#finish();
@@ -850,6 +855,13 @@ export class DistributedLock implements AsyncDisposable {
     );
     renamed.watch();
     return handle(renamed);
+  }
+
+  /** Nobody else of us goes on with this hold, which may not be ours any more. */
+  #leaveTurn(): void {
+    const keeper = this.#keeper!;
+    keeper.turn?.drop(this.owner);
+    keeper.turn = undefined;
   }
 
   #keepExtending(isWanted: boolean): void {

@@ -259,7 +259,10 @@ class MemoryBackend implements Backend {
     if (verdict !== "done") return Promise.resolve({ verdict, leftMs: 0 });
     const row = this.#rows.get(hold.key)!;
     const leftMs = Math.max(0, row.expiresAt + byMs - this.clock.now());
-    if (leftMs > 0) row.expiresAt += byMs;
+    if (leftMs > 0) {
+      row.expiresAt += byMs;
+      if (byMs < 0) this.#hint({ ...hold, ttlMs: leftMs });
+    }
     return Promise.resolve({ verdict, leftMs });
   }
 
@@ -535,7 +538,7 @@ function glob(pattern: string): RegExp {
       escaped !== undefined
         ? quote(escaped)
         : members !== undefined
-        ? `[${not}${members.replace(/[[\]^]/g, "\\$&")}]`
+        ? `[${not}${members.replace(/\\(.)|(.)-(.)|[\s\S]/gs, oneOfClass)}]`
         : all === "*"
         ? ".*"
         : all === "?"
@@ -543,6 +546,17 @@ function glob(pattern: string): RegExp {
         : quote(all),
   );
   return new RegExp(`^${source}$`, "s");
+}
+
+/** What is between brackets, for a regular expression: a range may be reversed. */
+function oneOfClass(
+  all: string,
+  escaped?: string,
+  from?: string,
+  to?: string,
+): string {
+  if (from === undefined || to === undefined) return quote(escaped ?? all);
+  return [from, to].sort().map(quote).join("-");
 }
 
 function quote(text: string): string {

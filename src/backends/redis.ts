@@ -38,6 +38,7 @@ import {
   ACQUIRE_FENCED,
   ASK_BURST,
   END_AT,
+  END_SOONER,
   EXTEND,
   EXTEND_BRIEFLY,
   FORCE_RELEASE,
@@ -400,16 +401,33 @@ export class RedisBackend implements Backend {
 
   async prolong({ key, owner }: Hold, byMs: number): Promise<Standing> {
     try {
-      const keys = [key] as const;
-      const now = await run(this.#port, END_AT, keys, [owner, ""]);
+      const now = await run(this.#port, END_AT, [key], [owner, ""]);
       const leftMs = Math.max(0, now.leftMs + byMs);
       if (now.verdict !== "done" || leftMs === 0 || leftMs === Infinity) {
         return { verdict: now.verdict, leftMs };
       }
       const at = Math.round(now.endsAt + byMs).toFixed();
-      return await run(this.#port, END_AT, keys, [owner, at]);
+      const sooner = byMs < 0 && this.line !== undefined
+        ? await this.#endSooner(key, owner, at)
+        : undefined;
+      return sooner ?? await run(this.#port, END_AT, [key], [owner, at]);
     } catch (cause) {
       throw failure("extend", key, cause);
+    }
+  }
+
+  /** Undefined where one has no right to the line, or can't reach it. */
+  async #endSooner(
+    key: string,
+    owner: string,
+    at: string,
+  ): Promise<Standing | undefined> {
+    const keys = [key, companion(this.#port, key, "line")] as const;
+    try {
+      return await run(this.#port, END_SOONER, keys, [owner, at]);
+    } catch (cause) {
+      if (isAboutSome(failure("extend", key, cause))) return undefined;
+      throw cause;
     }
   }
 
@@ -474,7 +492,14 @@ export class RedisBackend implements Backend {
   ): Promise<T> {
     const line = companion(this.#port, key, "line");
     return this.#departures === undefined
-      ? runThen(this.#port, RELEASE_PLAIN, [key], [owner, line], then, fail)
+      ? runThen(
+        this.#port,
+        RELEASE_PLAIN,
+        [key],
+        [owner, line, key],
+        then,
+        fail,
+      )
       : this.#departures.add(key, line, owner, isFirst, then, fail);
   }
 

@@ -76,7 +76,7 @@ const FENCE_MS = 86_400_000;
 const FREE = {
   lua: `local now = redis.call("GET", lock)
 if now ~= owner then return now and -1 or 0 end
-if redis.call("EXISTS", line) == 1 then return 2 end
+if redis.pcall("EXISTS", line) == 1 then return 2 end
 return redis.call("DEL", lock)`,
   decode: (reply: unknown) =>
     Number(reply) === 2 ? "wanted" as const : toVerdict(reply),
@@ -90,11 +90,16 @@ export const RELEASE = define({
 });
 
 /** The same for what may be a double, which looks for the owner behind one
- * key: only there the line is an argument. */
+ * key: only there the line is an argument. A client behind a wrapper puts its
+ * prefix before keys, and not before arguments: what stands before the key in
+ * the lock's name belongs before the line's, which may be out of reach then in
+ * a Cluster. */
 export const RELEASE_PLAIN = define({
   keys: ["lock"],
-  args: ["owner", "line"],
-  ...FREE,
+  args: ["owner", "line", "key"],
+  lua: `line = string.sub(lock, 1, #lock - #key) .. line
+${FREE.lua}`,
+  decode: FREE.decode,
 });
 
 /** The same of several: for each owner a lock, and then for each a line. What is
@@ -214,24 +219,39 @@ return {now == owner and 1 or now and -1 or 0, redis.call("PTTL", lock)}`,
   },
 });
 
+const ENDS = `local holder = redis.call("GET", lock)
+if holder ~= owner then return {holder and -1 or 0} end
+if at ~= "" then redis.call("PEXPIREAT", lock, at) end
+local time = redis.call("TIME")
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local left = redis.call("PTTL", lock)
+`;
+const TOLD = {
+  lua: `return {1, left, string.format("%.0f", now + left)}`,
+  decode(reply: unknown) {
+    const [verdict, leftMs, endsAt] = reply as unknown[];
+    const standing = { verdict: toVerdict(verdict), leftMs: toLeftMs(leftMs) };
+    return { ...standing, endsAt: Number(endsAt) };
+  },
+};
+
 /** When the hold of `owner` ends, by the server's clock; with `at`, it ends then
  * instead. By the moment and not by so much more, so that it can be sent twice.
  * Without an expiry it does not end, and is left alone. */
 export const END_AT = define({
   keys: ["lock"],
   args: ["owner", "at"],
-  lua: `local holder = redis.call("GET", lock)
-if holder ~= owner then return {holder and -1 or 0} end
-if at ~= "" then redis.call("PEXPIREAT", lock, at) end
-local time = redis.call("TIME")
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local left = redis.call("PTTL", lock)
-return {1, left, string.format("%.0f", now + left)}`,
-  decode(reply) {
-    const [verdict, leftMs, endsAt] = reply as unknown[];
-    const standing = { verdict: toVerdict(verdict), leftMs: toLeftMs(leftMs) };
-    return { ...standing, endsAt: Number(endsAt) };
-  },
+  ...TOLD,
+  lua: ENDS + TOLD.lua,
+});
+
+/** The same for an end that is sooner than they know who wait. */
+export const END_SOONER = define({
+  keys: ["lock", "line"],
+  args: ["owner", "at"],
+  ...TOLD,
+  lua: `${HINT}${ENDS}hint(line, left)
+${TOLD.lua}`,
 });
 
 /** Makes the lock of `owner` that of another, for as long as it has. Sent again
@@ -374,8 +394,8 @@ export const LINE_MS = 10_000;
  * turn on dies on the way. `drawn` is the first of those that were drawn for who
  * has the lock already; should the fence have been lost since, they are drawn
  * anew. `queue` puts it in line, behind all others even if the clock was set
- * back, or where it stood before: its ticket. `handOver` gives the lock to the first in line who can be called, or where there is
- * nobody to `last`: PUBLISH says how many heard it, and one whom nobody heard
+ * back, or where it stood before: its ticket. `handOver` gives the lock to the
+ * first in line who can be called, or where there is nobody to `last`: PUBLISH says how many heard it, and one whom nobody heard
  * for is gone, or comes back with its ticket. In a Cluster it counts those at
  * one node only, and the others hear it all the same: whose inbox ends with a
  * star listens at each master, and is called only where somebody is there. To
@@ -870,7 +890,7 @@ export function runThen<
     reply = Promise.reject(cause);
   }
   return reply.then(decoded, (error) => {
-    if (!/NOSCRIPT|NoScriptError/.test(String(error))) return fail(error);
+    if (!isUnseen(error)) return fail(error);
     return bring(port, script, keys, args).then(decoded, fail);
   });
 }
@@ -889,6 +909,11 @@ export function runInFull<
   return attempt(() => port.eval(lua, keys, args)).then(decode);
 }
 
+/** Whether the server has not seen the script. */
+function isUnseen(error: unknown): boolean {
+  return /NOSCRIPT|NoScriptError/.test(String(error));
+}
+
 /** The reply to a script that the server has not seen. */
 function bring(
   port: Port,
@@ -901,7 +926,10 @@ function bring(
   const under = loading.get(script);
   if (under?.port === port) {
     return under.done.then(() => port.evalSha!(script.sha!, keys, args))
-      .catch(evalInFull);
+      .catch((error) => {
+        if (!isUnseen(error)) throw error;
+        return evalInFull();
+      });
   }
   const reply = evalInFull();
   const done = reply.then(() => {}, () => {}).then(() => {
@@ -945,7 +973,8 @@ async function sha1(text: string): Promise<string> {
 
 /**
  * Takes all locks, or none, where nobody has one or stands in line for it. A
- * member for each, as in a line. Sent again it finds its own.
+ * member for each, as in a line. Sent again it finds its own. A lock that nobody
+ * has goes to who stands in line for it; those may all be gone.
  */
 export const ACQUIRE_ALL = define({
   keys: [] as readonly string[],
@@ -974,7 +1003,10 @@ for i = 1, #KEYS / 3 do
   if holder and not mine[i] then
     return {0, redis.call("PTTL", KEYS[3 * i - 2]), i}
   elseif not holder and redis.call("EXISTS", KEYS[3 * i - 1]) == 1 then
-    return {0, -1, i}
+    local line = KEYS[3 * i - 1]
+    local left = handOver(KEYS[3 * i - 2], line, KEYS[3 * i])
+    hint(line, left)
+    if left then return {0, left, i} end
   end
 end
 local tokens = {}

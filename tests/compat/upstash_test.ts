@@ -6,6 +6,7 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 
 import {
   acquireLock,
+  type DistributedLock,
   forceRelease,
   inspectLock,
   LockBackendError,
@@ -410,6 +411,50 @@ test("a reply that was lost leaves no lock that nobody owns", async () => {
   await lock.release();
   assertEquals((await inspectLock(opened.client, "lost")).held, false);
 });
+
+test(
+  "a name that may be that of a lock by now is nobody's else of us",
+  async () => {
+    const { open } = clients.find(({ name }) => name === "redis")!;
+    await using here = await open(server.url);
+    await using there = await open(server.url);
+    const [key, uuid] = ["renamed", "my-own-name"];
+    const client = here.client as unknown as {
+      eval(lua: string, how: { arguments: string[] }): Promise<unknown>;
+    };
+    const inFull = client.eval;
+    let isCut = false;
+    // As node-redis rejects where its connection breaks behind a command: the
+    // server has done it, and nobody hears. It has not seen the script yet.
+    client.eval = async (lua, how) => {
+      const reply = await inFull.call(client, lua, how);
+      if (isCut || !how.arguments.includes(uuid)) return reply;
+      isCut = true;
+      throw new Error("Socket closed unexpectedly");
+    };
+    await server.command("SCRIPT", "FLUSH");
+    const standing = async (count: number) =>
+      await server.command("ZCARD", `{${key}}:line`) === count;
+    const first = await acquireLock(here.client, key);
+    const retry = { attempts: 100 };
+    const lock = new Lock({ id: key, redis: here.client, retry });
+    const named = lock.acquire({ uuid });
+    named.catch(() => {});
+    await until("one of us stands in line", () => standing(1));
+    const waiting = acquireLock(here.client, key, { waitMs: 20_000 });
+    let second: DistributedLock | undefined;
+    void waiting.then((it) => second = it);
+    const other = acquireLock(there.client, key, { waitMs: 20_000 });
+    await until("another process does", () => standing(2));
+    await first.release();
+    await assertRejects(() => named, LockBackendError);
+    const theirs = await other;
+    assert(theirs.isAcquired() && !second?.isAcquired(), "two holders");
+    await theirs.release();
+    assert(await (await waiting).release());
+  },
+  { allowTimers: LISTENS_ON },
+);
 
 test("a server's failure rejects, and is no false", async () => {
   const own = await startRedis();

@@ -1,7 +1,7 @@
 /** The contract in memory, on the machine's clock and on a hand-cranked one. */
 import { assertEquals } from "@std/assert";
 
-import { acquireLock } from "@dreamer/utils/lock";
+import { acquireLock, listLocks } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
 import { FakeClock } from "../support/fake_clock.ts";
 import { test } from "../support/test.ts";
@@ -28,6 +28,23 @@ lockContract("memory, fake clock", () => {
       return Promise.resolve();
     },
   });
+});
+
+test("memory() reads what is between brackets as Redis does", async () => {
+  const on = memory();
+  const names = [..."abdz5]-"];
+  for (const name of names) await acquireLock(on, `l:${name}`);
+  const found = async (pattern: string) => {
+    const keys: string[] = [];
+    for await (const { key } of listLocks(on, pattern)) keys.push(key);
+    return keys.map((key) => key.slice(2)).sort().join("");
+  };
+  // Found so with a server of version 7.0.
+  assertEquals(await found("l:[z-a]"), "abdz");
+  assertEquals(await found("l:[\\d]"), "d");
+  assertEquals(await found("l:[\\w]"), "");
+  assertEquals(await found("l:[\\]]"), "]");
+  assertEquals(await found("l:[^a-d]"), "-5]z");
 });
 
 test("memory() makes a world of its own each time", async () => {

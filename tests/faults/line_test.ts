@@ -22,6 +22,7 @@ import {
   type LockTarget,
   redis,
 } from "@dreamer/utils/lock";
+import { Lock } from "@dreamer/utils/lock/upstash";
 import { type ClientKind, clients } from "../support/clients.ts";
 import { areInLine } from "../support/line.ts";
 import { type Script, spawnScript } from "../support/process.ts";
@@ -235,6 +236,25 @@ story("the first in line is killed", async (scene) => {
   await nothingLeft(key);
 });
 
+story("the only one in line is killed, and the lease ends", async (scene) => {
+  const { key } = scene;
+  const [on, script] = await Promise.all([scene.open(), scene.spawn()]);
+  // Never released, as of a holder that has crashed.
+  await acquireLock(on, key, { ttl: 1 });
+  haveWait(script, key);
+  await inLine(key, 1);
+  script.kill();
+  await script.exited;
+  await changed(key, await server.command("GET", key));
+  // Its place is still there, but it takes no lock from anybody.
+  assertEquals(await server.command("EXISTS", key, `{${key}}:line`), 1);
+  const keys = [key, `${key}:2`];
+  const lock = await acquireLock(on, keys, { throwOnFail: false });
+  assert(lock !== null, "nobody has it");
+  assert(await lock.release());
+  await nothingLeft(key);
+});
+
 story("the first in line is stopped, and goes on later", async (scene) => {
   const { key } = scene;
   const [on, script] = await Promise.all([scene.open(), scene.spawn()]);
@@ -302,7 +322,12 @@ story("the holder is stopped, and goes on later", async (scene) => {
   await nothingLeft(key);
 });
 
-for (const by of ["a turn", "its holder", "one who finds it free", "force"]) {
+for (
+  const by of [
+    ...["a turn", "its holder", "one of an older API"],
+    ...["one who finds it free", "force"],
+  ]
+) {
   story(`a lease that is made short by ${by} is let run out`, async (scene) => {
     const { key } = scene;
     const [here, there, watch] = await Promise.all([
@@ -317,8 +342,13 @@ for (const by of ["a turn", "its holder", "one who finds it free", "force"]) {
     await ear.psubscribe("lock:inbox:*");
     try {
       const ttl = by === "one who finds it free" ? 0.6 : 30;
-      const holder = await acquireLock(here, key, { ttl });
-      const brief = by === "its holder"
+      const old = new Lock({ id: key, redis: here, lease: 30_000 });
+      const isByHolder = by === "its holder" || by === "one of an older API";
+      const holder = by === "one of an older API"
+        ? undefined
+        : await acquireLock(here, key, { ttl });
+      if (holder === undefined) assert(await old.acquire());
+      const brief = isByHolder
         ? undefined
         : wait(here, key, { ttl: 0.4, label: "brief" });
       if (brief !== undefined) await inLine(key, 1);
@@ -326,8 +356,9 @@ for (const by of ["a turn", "its holder", "one who finds it free", "force"]) {
       await inLine(key, brief === undefined ? 1 : 2);
       const last = await server.command("ZRANGE", `{${key}}:line`, -1, -1);
       const [owner] = (last as string[]).map((member) => member.split(" ")[2]);
-      if (by === "its holder") await holder.extend(0.4);
-      if (by === "a turn") await holder.release();
+      if (by === "its holder") await holder!.extend(0.4);
+      if (by === "one of an older API") assert(await old.extend(-29_600));
+      if (by === "a turn") await holder!.release();
       if (by === "force") await forceRelease(here, key);
       await brief;
       const freeAt = await expiryOf(key);

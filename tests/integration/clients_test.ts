@@ -162,6 +162,41 @@ test(
   { allowTimers: "who waited listens on for a second" },
 );
 
+test(
+  "a wrapper calls who waits, also where its client has a prefix",
+  async () => {
+    const one = prefixed("app:");
+    const other = prefixed("app:");
+    try {
+      const wrapper = {
+        set: (key: string, value: string, ...args: (string | number)[]) =>
+          one.call("SET", key, value, ...args),
+        get: (key: string) => one.get(key),
+        del: (key: string) => one.del(key),
+        eval: (script: string, keyCount: number, ...args: string[]) =>
+          one.eval(script, keyCount, ...args),
+      };
+      const lock = await acquireLock(wrapper, "k");
+      const next = acquireLock(other, "k", { waitMs: 10_000 });
+      await until(
+        "it stands in line",
+        async () => await server.command("ZCARD", "app:{k}:line") === 1,
+      );
+      assertEquals(await lock.release(), true);
+      // Given over by the release itself, and not found by asking later.
+      const owner = await server.command("GET", "app:k");
+      const got = await next;
+      assertEquals(got.owner, owner);
+      assertEquals(await got.release(), true);
+      await server.command("FLUSHALL");
+    } finally {
+      one.disconnect();
+      other.disconnect();
+    }
+  },
+  { allowTimers: "who waited listens on for a second" },
+);
+
 test("node-redis: prefix and options of a client are its own affair", async () => {
   const settings = { ...sameAsTheLast, url: server.url, keyPrefix: "app:" };
   const one = createClient(settings);

@@ -127,6 +127,34 @@ test("several keys without tokens have none, and can be gone on with", async () 
   assertEquals(await again.release(), true);
 });
 
+test("what was gone before its replicas had it is passed on to nobody", async () => {
+  const world = memory();
+  let isGone = false;
+  const on = new Proxy(world, {
+    get(target, name) {
+      const value = Reflect.get(target, name);
+      if (name !== "confirm") {
+        return typeof value === "function" ? value.bind(target) : value;
+      }
+      return async ([{ key, owner }]: { key: string; owner: string }[]) => {
+        if (isGone) return 1;
+        isGone = true;
+        await world.release({ key, owner });
+        await world.tryAcquire({ key, owner: "theirs", ttlMs: 60_000 });
+        return "taken";
+      };
+    },
+  });
+  const before = await acquireLock(world, "k");
+  const options = { waitMs: 200, replicas: 1 };
+  const one = acquireLock(on, "k", options);
+  const next = acquireLock(on, "k", { ...options, throwOnFail: false });
+  await settle();
+  await before.release();
+  await assertRejects(() => one, LockBackendError, "gone before its replicas");
+  assertEquals(await next, null, "two holders");
+});
+
 test("a lock that is over asks no more which of two clocks is right", async () => {
   for (const how of ["lost", "released"]) {
     const clock = new FakeClock();
