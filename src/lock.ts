@@ -1,7 +1,13 @@
 /** The verbs: options in, a held lock out. */
 
 import { connect, type LockTarget } from "./connect.ts";
-import { acquire, acquireAll, claimFor, confirm } from "./core/acquire.ts";
+import {
+  acquire,
+  acquireAll,
+  claimFor,
+  confirm,
+  unlessAborted,
+} from "./core/acquire.ts";
 import {
   type Backend,
   type Claim,
@@ -190,7 +196,8 @@ async function confirmed(
     await confirm(backend, claimsOf(lock), replicas, leftMs, signal);
   } catch (error) {
     leaveTurns(lock);
-    await finish(lock);
+    const isCalledOff = signal?.aborted;
+    await giveBack(clock, [lock], isCalledOff ? GIVE_BACK_MS : UNCONFIRMED_MS);
     throw error;
   }
   return lock;
@@ -269,9 +276,20 @@ async function takeSeveral(
       keepers.push(answer);
       taken.push(handle(answer));
     }
+    // What was taken is ours by now: a silence from here on is no refusal.
+    refusal = undefined;
     for (const keeper of keepers) keeper.begin(settings);
     if (!settings.autoExtend) {
-      await Promise.all(taken.map((lock) => lock.extend()));
+      const leftMs = waitMs === 0 ? Infinity : Math.max(1, until - clock.now());
+      const extend = () => Promise.all(taken.map((lock) => lock.extend()));
+      await withPatience(
+        backend,
+        keys[0],
+        settings,
+        leftMs,
+        ({ signal }) => unlessAborted(signal, extend()),
+        GRACE_MS,
+      );
     }
     for (const lock of taken) lock.assertHeld();
   } catch (error) {
@@ -290,14 +308,17 @@ async function takeSeveral(
 
 /** How long to wait for what is given back: callers are to be told in time. */
 const GIVE_BACK_MS = 15;
+/** The same where nobody called it off. */
+const UNCONFIRMED_MS = 200;
 
 /** Releases all, and waits for that unless the server says nothing. */
 async function giveBack(
   clock: Clock,
   locks: readonly DistributedLock[],
+  limitMs: number = GIVE_BACK_MS,
 ): Promise<void> {
   const released = () => Promise.all(locks.map(finish));
-  await within(clock, GIVE_BACK_MS, released).catch(() => {});
+  await within(clock, limitMs, released).catch(() => {});
 }
 
 const same = <T>(answer: T): T => answer;

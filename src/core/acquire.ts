@@ -110,6 +110,8 @@ const CONFIRM_FIRST_MS = 10;
 const CONFIRM_LAST_MS = 100;
 /** For how long they may take to answer the first; with each twice as long. */
 const ANSWER_MS = 20;
+/** At most, as all else that is asked on that connection waits along. */
+const ANSWER_LAST_MS = 320;
 /** For how long they are asked at least, by one who has no patience. */
 const CONFIRM_MS = 1_000;
 
@@ -138,11 +140,14 @@ export async function confirm(
   let pauseMs = CONFIRM_FIRST_MS;
   for (let answerMs = ANSWER_MS; clock.now() < until; answerMs *= 2) {
     const leftMs = until - clock.now();
-    const answer = await within(
+    const answerLimitMs = Math.min(answerMs, ANSWER_LAST_MS, leftMs);
+    const asked = within(
       clock,
       leftMs,
-      () => backend.confirm!(claims, replicas, Math.min(answerMs, leftMs)),
-    ).catch((error: unknown) => error);
+      () => backend.confirm!(claims, replicas, answerLimitMs),
+    );
+    const answer = await (signal ? unlessAborted(signal, asked) : asked)
+      .catch((error: unknown) => error);
     if (signal?.aborted) throw signal.reason;
     if (typeof answer === "number") {
       if (answer >= replicas) return;

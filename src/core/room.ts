@@ -104,6 +104,8 @@ class Party {
   isCalled = false;
   /** Whether the server is being asked about the wish. */
   isAsked = false;
+  /** Whether what is under way may be answered as of before it was called. */
+  isStale = false;
   /** When it was asked for first: no turn of it began before. */
   since: Moment | undefined;
   /** When its turn began, and by whom it is held; or has been, until lost. */
@@ -254,7 +256,10 @@ export class Room {
   #sweepTriedAt = 1_000;
   #isTicking = false;
   /** Who waits at each key for one of us who stands in line soon, or has it. */
-  readonly #passing = new Map<string, Party[]>();
+  readonly #passing = new Map<
+    string,
+    { readonly first: Party; readonly followers: Party[]; isAnswered: boolean }
+  >();
   #opening: Promise<void> | undefined;
   /** Nobody can call us: one has to ask again and again. */
   #isDeaf = false;
@@ -280,7 +285,7 @@ export class Room {
   isQuietAt(key: string): boolean {
     if (this.#line.inbox !== undefined || this.#isDeaf) return false;
     const tried = this.#trying.get(key);
-    return this.#opening === undefined &&
+    return this.#opening === undefined && !this.#passing.has(key) &&
       (tried === undefined || this.#isOver(tried));
   }
 
@@ -465,11 +470,15 @@ export class Room {
   async #tryInPassing(party: Party, isRefused: boolean): Promise<void> {
     const { key } = party;
     const ahead = this.#passing.get(key);
-    if (ahead !== undefined) return void ahead.push(party);
+    if (ahead !== undefined) return void ahead.followers.push(party);
     const followers: Party[] = [];
-    this.#passing.set(key, followers);
+    const passing = { first: party, followers, isAnswered: isRefused };
+    this.#passing.set(key, passing);
     const wish = this.#draw(party);
-    if (!isRefused) await this.#stand([party], true);
+    if (!isRefused) {
+      await this.#stand([party], true);
+      passing.isAnswered = party.failure === undefined;
+    }
     if (party.wish === wish && !party.isAsked) {
       await this.#open();
       if (party.wish === wish) {
@@ -477,8 +486,14 @@ export class Room {
         this.#askSoon(party);
       }
     }
+    if (this.#passing.get(key) === passing) this.#letPass(party);
+  }
+
+  /** Those who wait for `party` to stand in line, or to have it, go on. */
+  #letPass({ key }: Party): void {
+    const passing = this.#passing.get(key);
     this.#passing.delete(key);
-    this.#goOnAll(followers);
+    if (passing !== undefined) this.#goOnAll(passing.followers);
   }
 
   /** A new wish, for what the first of the party wants; or by another name. */
@@ -501,6 +516,7 @@ export class Room {
     party.wish = wish;
     party.since = undefined;
     party.isCalled = this.#line.inbox !== undefined;
+    party.isStale = false;
     party.askAt = Infinity;
     this.#usedAt = this.#clock.now();
     this.#standing.set(owner, party);
@@ -534,7 +550,12 @@ export class Room {
     const asked = asking(this.#clock);
     const wishes = parties.map((party) => {
       party.isAsked = true;
+      party.isStale = false;
       party.since ??= asked;
+      // By requests of their own, as over HTTP, one can be lost and others not.
+      if (this.#isDeaf && party.wish!.ticket !== undefined) {
+        this.#askAt(party, asked.now + HEARTBEAT_MS);
+      }
       return party.wish!;
     });
     let answers: Awaited<ReturnType<Line["stand"]>>;
@@ -597,6 +618,7 @@ export class Room {
     if (party.isCalled !== (this.#line.inbox !== undefined)) {
       return this.#rename(party);
     }
+    if (party.isStale) return this.#ask([party]);
     const pauseMs = this.#pauseMs(party, retryAfterMs);
     // The more there is to be asked for, the less often.
     const foreignMs = FOREIGN_MS * Math.max(1, this.#standing.size / 250);
@@ -781,13 +803,15 @@ export class Room {
   }
 
   #askAll(isMeant: (party: Party) => boolean): void {
-    this.#ask(
-      [...this.#standing.values()].filter((party) =>
-        // Who is about to stand in line does so by itself, and once.
-        !party.isAsked && party.wish?.ticket !== undefined &&
-        isMeant(party)
-      ),
-    );
+    const due: Party[] = [];
+    for (const party of this.#standing.values()) {
+      if (!isMeant(party)) continue;
+      // The answer that is under way may be older than what we are told.
+      if (party.isAsked) party.isStale = true;
+      // Who is about to stand in line does so by itself, and once.
+      else if (party.wish?.ticket !== undefined) due.push(party);
+    }
+    this.#ask(due);
   }
 
   /** Asks for a wish of which it is not known whether it stands in line. */
@@ -846,6 +870,8 @@ export class Room {
     // one that never comes must not keep the others waiting.
     if (wish !== undefined) this.#line.leave(wish);
     this.#close(party);
+    // Its answer may never come.
+    if (this.#passing.get(party.key)?.first === party) this.#letPass(party);
   }
 
   /** Whether nobody has said yet that the key is taken. */
@@ -853,7 +879,7 @@ export class Room {
     const tried = this.#trying.get(key);
     const isTrying = tried !== undefined && tried.keeper === undefined;
     return asked === undefined && turn === undefined &&
-      (isAsked || isTrying);
+      (isAsked || isTrying || this.#passing.get(key)?.isAnswered === false);
   }
 
   /** The wish of `party` is no more. */
@@ -1042,7 +1068,11 @@ export class Room {
     const due: Party[] = [];
     let next = Infinity;
     for (const party of this.#standing.values()) {
-      if (party.isAsked) continue;
+      if (party.isAsked && party.askAt > now) {
+        if (this.#isDeaf) next = Math.min(next, party.askAt);
+        continue;
+      }
+      if (party.isAsked && !this.#isDeaf) continue;
       const aheadMs = party.isCalled ? TOGETHER_MS : POLL_FIRST_MS / 5;
       // A lease that is about to end is asked for when it has.
       const isDue = party.askAt <= now ||

@@ -1,11 +1,17 @@
 /** Words of a server that come late or never, to a hold that is kept. */
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertInstanceOf,
+  assertRejects,
+} from "@std/assert";
 
 import {
   acquireLock,
   type Backend,
   DistributedLock,
   LockBackendError,
+  LockReplicationError,
 } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
 import { FakeClock, settle } from "../../support/fake_clock.ts";
@@ -26,6 +32,16 @@ function changed<Name extends "extend" | "inquire">(
         const answer = member === name ? instead(++nth) : undefined;
         return answer ?? value.apply(target, args);
       };
+    },
+  });
+}
+
+/** A backend that has other functions by these names. */
+function changedMany(on: Backend, others: Record<string, unknown>): Backend {
+  return new Proxy(on, {
+    get(target, name) {
+      const value = others[String(name)] ?? Reflect.get(target, name);
+      return typeof value === "function" ? value.bind(target) : value;
     },
   });
 }
@@ -130,19 +146,13 @@ test("several keys without tokens have none, and can be gone on with", async () 
 test("what was gone before its replicas had it is passed on to nobody", async () => {
   const world = memory();
   let isGone = false;
-  const on = new Proxy(world, {
-    get(target, name) {
-      const value = Reflect.get(target, name);
-      if (name !== "confirm") {
-        return typeof value === "function" ? value.bind(target) : value;
-      }
-      return async ([{ key, owner }]: { key: string; owner: string }[]) => {
-        if (isGone) return 1;
-        isGone = true;
-        await world.release({ key, owner });
-        await world.tryAcquire({ key, owner: "theirs", ttlMs: 60_000 });
-        return "taken";
-      };
+  const on = changedMany(world, {
+    async confirm([{ key, owner }]: { key: string; owner: string }[]) {
+      if (isGone) return 1;
+      isGone = true;
+      await world.release({ key, owner });
+      await world.tryAcquire({ key, owner: "theirs", ttlMs: 60_000 });
+      return "taken";
     },
   });
   const before = await acquireLock(world, "k");
@@ -153,6 +163,70 @@ test("what was gone before its replicas had it is passed on to nobody", async ()
   await before.release();
   await assertRejects(() => one, LockBackendError, "gone before its replicas");
   assertEquals(await next, null, "two holders");
+});
+
+test("who is called off as replicas are asked is told so at once", async () => {
+  const clock = new FakeClock();
+  const world = memory({ clock });
+  const asked: number[] = [];
+  const on = changedMany(world, {
+    confirm: (_claims: unknown, _replicas: number, ms: number) => {
+      asked.push(ms);
+      return asked.length < 12
+        ? new Promise((go) => clock.setTimer(() => go(0), ms))
+        : never();
+    },
+    release: never,
+  });
+  const call = new AbortController();
+  const options = { ttl: 60, waitMs: 30_000, replicas: 1 };
+  const { signal } = call;
+  let outcome: unknown;
+  void acquireLock(on, "k", { ...options, signal }).catch((error) =>
+    outcome = error
+  );
+  await clock.advance(6_000);
+  assertEquals(asked.length, 12);
+  // Everybody else on the connection waits for as long.
+  assert(Math.max(...asked) <= 320, `${asked}`);
+  const stop = new Error("stop");
+  call.abort(stop);
+  await clock.advance(20);
+  assertEquals(outcome, stop);
+});
+
+test("what replicas do not confirm is told in time, though the server says no more", async () => {
+  const clock = new FakeClock();
+  const on = changedMany(memory({ clock }), { confirm: never, release: never });
+  let outcome: unknown;
+  void acquireLock(on, "k", { ttl: 60, replicas: 1 }).catch((error) =>
+    outcome = error
+  );
+  await clock.advance(1_250);
+  assertInstanceOf(outcome, LockReplicationError);
+});
+
+test("patience for several keys ends also in their last step", async () => {
+  for (const isCalledOff of [true, false]) {
+    const clock = new FakeClock();
+    const world = memory({ clock });
+    let isSilent = false;
+    const on = changed(world, "extend", () => isSilent ? never() : undefined);
+    const holder = await acquireLock(world, "b", { ttl: 60 });
+    const call = new AbortController();
+    const options = { ttl: 30, waitMs: 1_000, signal: call.signal };
+    let outcome: unknown;
+    void acquireLock(on, ["a", "b"], options).catch((error) => outcome = error);
+    await clock.advance(500);
+    isSilent = true;
+    await holder.release();
+    await clock.advance(200);
+    const stop = new Error("stop");
+    if (isCalledOff) call.abort(stop);
+    await clock.advance(isCalledOff ? 20 : 340);
+    if (isCalledOff) assertEquals(outcome, stop);
+    else assertInstanceOf(outcome, LockBackendError);
+  }
 });
 
 test("a lock that is over asks no more which of two clocks is right", async () => {

@@ -52,6 +52,125 @@ test("who comes during an attempt that is not answered is told so, and not that 
   assertInstanceOf(await first, LockBackendError);
 });
 
+test("a server that says nothing has not said to anybody that it is taken", async () => {
+  for (const how of ["in strict order", "by other labels"]) {
+    const clock = new FakeClock();
+    const on = frozen(memory({ clock }), "tryAcquire");
+    on.line!.stand = () => new Promise(() => {});
+    const all = ["a", "b", "c"].map((label, i) => {
+      const options = { waitMs: 200 + 100 * i, throwOnFail: false };
+      const order = how === "in strict order" ? { localTurns: 0 } : { label };
+      return caught(acquireLock(on, "k", { ...options, ...order }));
+    });
+    await settle();
+    await clock.advance(1_000);
+    for (const outcome of await Promise.all(all)) {
+      assertInstanceOf(outcome, LockBackendError, how);
+    }
+  }
+});
+
+test("nobody overtakes who is on the way into the line", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line!;
+  const { stand, open } = line;
+  // Everything takes a millisecond there, and another back.
+  const slowly = async <T>(ask: () => Promise<T>): Promise<T> => {
+    await new Promise<void>((go) => clock.setTimer(go, 1));
+    const answer = await ask();
+    await new Promise<void>((go) => clock.setTimer(go, 1));
+    return answer;
+  };
+  const { tryAcquire, release } = on;
+  on.tryAcquire = (...args) => slowly(() => tryAcquire.apply(on, args));
+  on.release = (...args) => slowly(() => release.apply(on, args));
+  line.stand = (...args) => slowly(() => stand.apply(line, args));
+  line.open = (ears) => slowly(() => open.call(line, ears));
+  const order: string[] = [];
+  const come = async (who: string) => {
+    const lock = await acquireLock(on, "k", { waitMs: 5_000, localTurns: 0 });
+    order.push(who);
+    return lock;
+  };
+  const first = come("a");
+  const second = come("b");
+  await clock.advance(2);
+  const released = (await first).release();
+  const others = [second, come("c")].map(async (it) => {
+    await (await it).release();
+  });
+  await clock.advance(50);
+  assertEquals(order, ["a", "b", "c"]);
+  await Promise.all([released, ...others]);
+});
+
+test("a request that is never answered keeps nobody else waiting", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line!;
+  const { stand } = line;
+  line.stand = () => new Promise(() => {});
+  const options = { waitMs: 500, localTurns: 0 };
+  const holding = acquireLock(on, "k", options);
+  const lost = caught(acquireLock(on, "k", options));
+  const holder = await holding;
+  await settle();
+  line.stand = stand;
+  await clock.advance(600);
+  await lost;
+  const next = caught(acquireLock(on, "k", { ...options, waitMs: 5_000 }));
+  await clock.advance(300);
+  await holder.release();
+  await clock.advance(250);
+  const lock = await Promise.race([next, settle()]);
+  assertInstanceOf(lock, DistributedLock);
+  await lock.release();
+});
+
+test("who asks, and has no answer to one question, asks on", async () => {
+  const { clock, line, holder, waiting } = await deaf();
+  const { stand } = line;
+  let isLost = false;
+  line.stand = (...args) => {
+    if (isLost) return stand.apply(line, args);
+    isLost = true;
+    return new Promise(() => {});
+  };
+  await clock.advance(500);
+  assert(isLost);
+  await holder.release();
+  await clock.advance(2_000);
+  (await Promise.race([waiting, settle().then(() => undefined)]))!.assertHeld();
+});
+
+test("what is said while one is asking is no older than the answer", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line!;
+  const { stand } = line;
+  const holder = await acquireLock(on, "k", { ttl: 60 });
+  const waiting = acquireLock(on, "k", { ttl: 10, waitMs: 60_000 });
+  await settle();
+  let arrive = () => {};
+  let isAsked = false;
+  line.stand = async (...args) => {
+    const answers = await stand.apply(line, args);
+    isAsked = true;
+    await new Promise<void>((go) => arrive = go);
+    return answers;
+  };
+  // The next heartbeat, and what happens before its answer has arrived.
+  await clock.advance(1_500);
+  assert(isAsked);
+  line.stand = stand;
+  // And then it says no more.
+  await holder.extend(0.1);
+  arrive();
+  await clock.advance(350);
+  (await Promise.race([waiting, settle().then(() => undefined)]))!.assertHeld();
+});
+
 test("who comes during an attempt stands behind it", async () => {
   const clock = new FakeClock();
   const on = memory({ clock });
