@@ -1068,11 +1068,11 @@ export class Room {
     const due: Party[] = [];
     let next = Infinity;
     for (const party of this.#standing.values()) {
-      if (party.isAsked && party.askAt > now) {
+      // Where we are deaf, a question that has no answer is asked again in time.
+      if (party.isAsked && !(this.#isDeaf && party.askAt <= now)) {
         if (this.#isDeaf) next = Math.min(next, party.askAt);
         continue;
       }
-      if (party.isAsked && !this.#isDeaf) continue;
       const aheadMs = party.isCalled ? TOGETHER_MS : POLL_FIRST_MS / 5;
       // A lease that is about to end is asked for when it has.
       const isDue = party.askAt <= now ||
