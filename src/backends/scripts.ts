@@ -219,6 +219,7 @@ return {now == owner and 1 or now and -1 or 0, redis.call("PTTL", lock)}`,
   },
 });
 
+/** Has the hold of `owner` end `at` that moment, if one is given. */
 const ENDS = `local holder = redis.call("GET", lock)
 if holder ~= owner then return {holder and -1 or 0} end
 if at ~= "" then redis.call("PEXPIREAT", lock, at) end
@@ -226,6 +227,7 @@ local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local left = redis.call("PTTL", lock)
 `;
+/** And says when that is. */
 const TOLD = {
   lua: `return {1, left, string.format("%.0f", now + left)}`,
   decode(reply: unknown) {
@@ -395,12 +397,13 @@ export const LINE_MS = 10_000;
  * has the lock already; should the fence have been lost since, they are drawn
  * anew. `queue` puts it in line, behind all others even if the clock was set
  * back, or where it stood before: its ticket. `handOver` gives the lock to the
- * first in line who can be called, or where there is nobody to `last`: PUBLISH says how many heard it, and one whom nobody heard
- * for is gone, or comes back with its ticket. In a Cluster it counts those at
- * one node only, and the others hear it all the same: whose inbox ends with a
- * star listens at each master, and is called only where somebody is there. To
- * one who can't be called, or whom we may not call, the lock is given in
- * silence. Whoever was called out there comes with a plus in place of the lease.
+ * first in line who can be called, or where there is nobody to `last`: PUBLISH
+ * says how many heard it, and one whom nobody heard for is gone, or comes back
+ * with its ticket. In a Cluster it counts those at one node only, and the
+ * others hear it all the same: whose inbox ends with a star listens at each
+ * master, and is called only where somebody is there. To one who can't be
+ * called, or whom we may not call, the lock is given in silence. Whoever was
+ * called out there comes with a plus in place of the lease.
  *
  * Each call of Redis in here costs as much as some lines of Lua, and everybody
  * waits meanwhile: so none is made whose answer is known.

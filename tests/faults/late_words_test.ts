@@ -8,6 +8,7 @@ import {
   LockLostError,
   redis,
 } from "@dreamer/utils/lock";
+import { Lock } from "@dreamer/utils/lock/upstash";
 import { clients } from "../support/clients.ts";
 import { startProxy } from "../support/proxy.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
@@ -89,6 +90,13 @@ for (const { name, open } of clients) {
     assert(await left(lock.key) <= 1_100);
     assert(lock.isAcquired());
     await server.command("DEL", lock.key);
+
+    const id = `lone:old:${name}`;
+    const old = new Lock({ id, redis: it.client, lease: 30_000 });
+    assert(await old.acquire());
+    assert(await old.extend(-29_000));
+    assert(await left(id) <= 1_000);
+    await server.command("DEL", id);
   });
 
   test(`${name}: what is forbidden for one key loses no other`, async () => {
