@@ -280,7 +280,9 @@ async function takeSeveral(
     refusal = undefined;
     for (const keeper of keepers) keeper.begin(settings);
     if (!settings.autoExtend) {
-      const leftMs = waitMs === 0 ? Infinity : Math.max(1, until - clock.now());
+      const leftMs = waitMs === 0 || isUnhurried
+        ? Infinity
+        : Math.max(LAST_STEP_MS, until - clock.now());
       const extend = () => Promise.all(taken.map((lock) => lock.extend()));
       await withPatience(
         backend,
@@ -306,10 +308,13 @@ async function takeSeveral(
   return handle(first, others);
 }
 
+/** How long the answer may take at least that makes a lease of several whole. */
+const LAST_STEP_MS = 200;
+
 /** How long to wait for what is given back: callers are to be told in time. */
 const GIVE_BACK_MS = 15;
-/** The same where nobody called it off. */
-const UNCONFIRMED_MS = 200;
+/** The same where nobody called it off: what was not confirmed is gone then. */
+const UNCONFIRMED_MS = 1_000;
 
 /** Releases all, and waits for that unless the server says nothing. */
 async function giveBack(

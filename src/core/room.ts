@@ -74,6 +74,8 @@ const POLL_FIRST_MS = 25;
 const POLL_GROWTH = 1.3;
 const POLL_HEAD_MS = 120;
 const POLL_LAST_MS = 1_000;
+/** And by and by so often, while there is no answer: each may stay open. */
+const SILENCE_MS = 30_000;
 
 /** What no patience will change: the server's word on our rights, or the key. */
 const FINAL = new Set(["NOAUTH", "NOPERM", "WRONGPASS", "WRONGTYPE", "ERR"]);
@@ -106,6 +108,8 @@ class Party {
   isAsked = false;
   /** Whether what is under way may be answered as of before it was called. */
   isStale = false;
+  /** How many questions in a row have had no answer so far. */
+  unanswered = 0;
   /** When it was asked for first: no turn of it began before. */
   since: Moment | undefined;
   /** When its turn began, and by whom it is held; or has been, until lost. */
@@ -554,7 +558,8 @@ export class Room {
       party.since ??= asked;
       // By requests of their own, as over HTTP, one can be lost and others not.
       if (this.#isDeaf && party.wish!.ticket !== undefined) {
-        this.#askAt(party, asked.now + HEARTBEAT_MS);
+        const pauseMs = HEARTBEAT_MS * 2 ** party.unanswered++;
+        this.#askAt(party, asked.now + Math.min(pauseMs, SILENCE_MS));
       }
       return party.wish!;
     });
@@ -588,6 +593,7 @@ export class Room {
       return;
     }
     party.isAsked = false;
+    party.unanswered = 0;
     if (answer instanceof Error) {
       // The next step is on its way: it will be met with, or get over it.
       if (isInPassing && isPassing(answer)) party.failure = answer;
@@ -618,7 +624,7 @@ export class Room {
     if (party.isCalled !== (this.#line.inbox !== undefined)) {
       return this.#rename(party);
     }
-    if (party.isStale) return this.#ask([party]);
+    if (party.isStale) return this.#askSoon(party);
     const pauseMs = this.#pauseMs(party, retryAfterMs);
     // The more there is to be asked for, the less often.
     const foreignMs = FOREIGN_MS * Math.max(1, this.#standing.size / 250);
@@ -653,6 +659,7 @@ export class Room {
     this.#forget(party);
     for (const waiter of party.waiters.splice(0)) waiter.fail(error);
     this.#close(party);
+    if (this.#passing.get(party.key)?.first === party) this.#letPass(party);
   }
 
   /** The turn of the party has come, by a lease that counts from `asked`. */
@@ -781,17 +788,17 @@ export class Room {
       try {
         return then(verdict);
       } finally {
+        if (verdict !== "done") this.#askOf(hold.key);
         if (next !== undefined) {
           if (answer.next !== undefined) {
             this.#hear(party, next, answer.next, asked);
           } else this.#askFor(party, next);
         }
-        if (verdict !== "done") this.#askOf(hold.key);
         if (called !== undefined) this.#onTurn(called.owner, called.turn);
       }
     }, (error) => {
-      if (next !== undefined) this.#askFor(party, next);
       this.#askOf(hold.key);
+      if (next !== undefined) this.#askFor(party, next);
       return fail(error);
     });
   }

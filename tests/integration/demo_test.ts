@@ -115,7 +115,10 @@ function assertWell({ code, output }: { code: number | null; output: string }) {
   // Had it been given the lock, then a lease.
   const [, cost] = /'s death in line cost ([\d,]+) ms/.exec(output) ?? [];
   assert(Number(cost?.replace(",", "")) < 2_000, `${cost} ms: ${output}`);
-  assertEquals(output.match(/killed at \d+\.\d\d s/g)?.length, 2);
+  assertEquals(
+    output.match(/ (?:SIGKILL|plays dead) at \d+\.\d\d s$/gm)?.length,
+    2,
+  );
   assertStringIncludes(output, "nothing left behind");
   const [, total] = /all +(\d+) +\d+/.exec(output) ?? [];
   assertStringIncludes(output, `never two at once: ${total} turns checked`);

@@ -144,6 +144,139 @@ test("who asks, and has no answer to one question, asks on", async () => {
   (await Promise.race([waiting, settle().then(() => undefined)]))!.assertHeld();
 });
 
+test("who asks a server that says nothing does so less and less", async () => {
+  const { clock, line, holder, waiting } = await deaf();
+  const { stand } = line;
+  let times = 0;
+  line.stand = () => (times++, new Promise(() => {}));
+  await clock.advance(30_000);
+  assert(times > 2 && times <= 10, `${times} questions`);
+  line.stand = stand;
+  await holder.release();
+  // By the next question, the pauses being twice as long each time.
+  await clock.advance(10_000);
+  (await waiting).assertHeld();
+});
+
+test("those who are asked for again are so together", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line!;
+  const { stand, open } = line;
+  let onGap = () => {};
+  line.open = (ears) => {
+    onGap = ears.onGap;
+    return open.call(line, ears);
+  };
+  const holder = await acquireLock(on, "k", { ttl: 600 });
+  const call = new AbortController();
+  const options = { waitMs: 60_000, localTurns: 0, signal: call.signal };
+  const all = Array.from(
+    { length: 500 },
+    () => caught(acquireLock(on, "k", options)),
+  );
+  await clock.advance(100);
+  let times = 0;
+  let arrive = () => {};
+  const arrival = new Promise<void>((go) => arrive = go);
+  line.stand = async (...args) => {
+    times++;
+    const answers = await stand.apply(line, args);
+    await arrival;
+    return answers;
+  };
+  onGap();
+  await settle();
+  // Once more, while the answers are on their way.
+  onGap();
+  arrive();
+  await settle();
+  assert(times >= 4 && times <= 6, `${times} commands for 500`);
+  call.abort();
+  await Promise.all(all);
+  await holder.release();
+});
+
+test("a release that frees nothing asks once what has become of the key", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line!;
+  const { stand } = line;
+  const call = new AbortController();
+  const options = { ttl: 10, waitMs: 9_000, signal: call.signal };
+  const first = await acquireLock(on, "k", options);
+  const second = acquireLock(on, "k", options);
+  await settle();
+  await first.release();
+  const lock = await second;
+  const third = caught(acquireLock(on, "k", options));
+  // Too late to pass the turn on.
+  await clock.advance(12);
+  let times = 0;
+  line.stand = (...args) => (times++, stand.apply(line, args));
+  line.handOver = () =>
+    Promise.resolve({ verdict: "taken", next: undefined, called: undefined });
+  assertEquals(await lock.release(), false);
+  await settle();
+  assertEquals(times, 1);
+  call.abort();
+  await third;
+});
+
+test("who is on the way into the line as the client ends blocks nobody", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line!;
+  const { stand, open } = line;
+  let onClosed = () => {};
+  // For another key somebody is about to listen, and never gets there.
+  line.open = (ears) => {
+    onClosed = () => ears.onClosed();
+    return new Promise(() => {});
+  };
+  await acquireLock(on, "other", { ttl: 600 });
+  caught(acquireLock(on, "other", { waitMs: 60_000 }));
+  const holder = await acquireLock(on, "k", { ttl: 600 });
+  await settle();
+  line.stand = () => new Promise(() => {});
+  const strict = { waitMs: Infinity, localTurns: 0 };
+  const all = [1, 2].map(() => caught(acquireLock(on, "k", strict)));
+  await clock.advance(100);
+  line.isClosed = () => true;
+  line.stand = () => Promise.reject(new Error("Connection is closed."));
+  onClosed();
+  await clock.advance(1_000);
+  for (const outcome of await Promise.all(all)) {
+    assertInstanceOf(outcome, Error);
+  }
+  // It is connected again.
+  line.isClosed = () => false;
+  Object.assign(line, { stand, open });
+  await holder.release();
+  const next = caught(acquireLock(on, "k", { waitMs: 5_000 }));
+  await clock.advance(6_000);
+  assertInstanceOf(await next, DistributedLock);
+});
+
+test("several keys that are had in time are had, however far the server", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  // One after the other, as in a Cluster.
+  on.tryAcquireAll = undefined;
+  const slowly = async <T>(ask: () => Promise<T>): Promise<T> => {
+    await new Promise<void>((go) => clock.setTimer(go, 10));
+    const answer = await ask();
+    await new Promise<void>((go) => clock.setTimer(go, 10));
+    return answer;
+  };
+  const { tryAcquire, extend } = on;
+  on.tryAcquire = (...args) => slowly(() => tryAcquire.apply(on, args));
+  on.extend = (...args) => slowly(() => extend.apply(on, args));
+  const taking = caught(acquireLock(on, ["a", "b"], { waitMs: 40, ttl: 30 }));
+  await clock.advance(500);
+  assertInstanceOf(await taking, DistributedLock);
+});
+
 test("what is said while one is asking is no older than the answer", async () => {
   const clock = new FakeClock();
   const on = memory({ clock });
