@@ -75,13 +75,7 @@ test("nobody overtakes who is on the way into the line", async () => {
   const on = memory({ clock });
   const line = on.line!;
   const { stand, open } = line;
-  // Everything takes a millisecond there, and another back.
-  const slowly = async <T>(ask: () => Promise<T>): Promise<T> => {
-    await new Promise<void>((go) => clock.setTimer(go, 1));
-    const answer = await ask();
-    await new Promise<void>((go) => clock.setTimer(go, 1));
-    return answer;
-  };
+  const slowly = far(clock, 1);
   const { tryAcquire, release } = on;
   on.tryAcquire = (...args) => slowly(() => tryAcquire.apply(on, args));
   on.release = (...args) => slowly(() => release.apply(on, args));
@@ -263,12 +257,7 @@ test("several keys that are had in time are had, however far the server", async 
   const on = memory({ clock });
   // One after the other, as in a Cluster.
   on.tryAcquireAll = undefined;
-  const slowly = async <T>(ask: () => Promise<T>): Promise<T> => {
-    await new Promise<void>((go) => clock.setTimer(go, 10));
-    const answer = await ask();
-    await new Promise<void>((go) => clock.setTimer(go, 10));
-    return answer;
-  };
+  const slowly = far(clock, 10);
   const { tryAcquire, extend } = on;
   on.tryAcquire = (...args) => slowly(() => tryAcquire.apply(on, args));
   on.extend = (...args) => slowly(() => extend.apply(on, args));
@@ -788,6 +777,17 @@ test("a turn that is outlasted by a hair costs no command of its own", async () 
   await third.release();
   await (await d).release();
 });
+
+/** Asks a server to which it takes so long there, and as long back. */
+function far(clock: Clock, ms: number) {
+  const way = () => new Promise<void>((go) => void clock.setTimer(go, ms));
+  return async <T>(ask: () => Promise<T>): Promise<T> => {
+    await way();
+    const answer = await ask();
+    await way();
+    return answer;
+  };
+}
 
 /** The same, but `name` is never answered. */
 function frozen(on: Backend, name: "tryAcquire"): Backend {
