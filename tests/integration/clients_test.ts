@@ -28,7 +28,7 @@ import {
   type LockTarget,
   redis,
 } from "@dreamer/utils/lock";
-import { clients, sameAsTheLast } from "../support/clients.ts";
+import { clients, fourMethods, sameAsTheLast } from "../support/clients.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
 import { after, before, test, timersEnd, timersLeft } from "../support/test.ts";
 import { until } from "../support/until.ts";
@@ -168,15 +168,7 @@ test(
     const one = prefixed("app:");
     const other = prefixed("app:");
     try {
-      const wrapper = {
-        set: (key: string, value: string, ...args: (string | number)[]) =>
-          one.call("SET", key, value, ...args),
-        get: (key: string) => one.get(key),
-        del: (key: string) => one.del(key),
-        eval: (script: string, keyCount: number, ...args: string[]) =>
-          one.eval(script, keyCount, ...args),
-      };
-      const lock = await acquireLock(wrapper, "k");
+      const lock = await acquireLock(fourMethods(one), "k");
       const next = acquireLock(other, "k", { waitMs: 10_000 });
       await until(
         "it stands in line",

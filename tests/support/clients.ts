@@ -3,6 +3,7 @@
  * through. The packages are the real ones, each of its versions by its own name,
  * and loaded by who opens one: a second process needs no more than its own.
  */
+import type { Redis } from "ioredis";
 import process from "node:process";
 
 import type {
@@ -10,6 +11,7 @@ import type {
   CommandFunction,
   IoredisClient,
   LockTarget,
+  MinimalClient,
   NodeRedisClient,
 } from "@dreamer/utils/lock";
 import { startUpstash } from "./upstash_server.ts";
@@ -120,14 +122,7 @@ export const clients: readonly ClientKind[] = [
       const { Redis } = await import("ioredis");
       const inner = new Redis(url, ioSettings(how));
       const { close } = await openIoredis(inner, how);
-      return opened({
-        set: (key: string, value: string, ...args: (string | number)[]) =>
-          inner.call("SET", key, value, ...args),
-        get: (key: string) => inner.get(key),
-        del: (key: string) => inner.del(key),
-        eval: (script: string, keyCount: number, ...args: string[]) =>
-          inner.eval(script, keyCount, ...args),
-      }, close);
+      return opened(fourMethods(inner), close);
     },
   },
   {
@@ -241,6 +236,20 @@ function nodeSettings(url: string, { offline }: OpenOptions = {}) {
     url,
     disableOfflineQueue: offline === "fail",
     socket: { reconnectStrategy: () => RETRY_MS },
+  };
+}
+
+/** What somebody's wrapper of an ioredis client may have, and no more. */
+export function fourMethods(
+  inner: Pick<Redis, "call" | "get" | "del" | "eval">,
+): MinimalClient {
+  return {
+    set: (key: string, value: string, ...args: (string | number)[]) =>
+      inner.call("SET", key, value, ...args),
+    get: (key: string) => inner.get(key),
+    del: (key: string) => inner.del(key),
+    eval: (script: string, keyCount: number, ...args: string[]) =>
+      inner.eval(script, keyCount, ...args),
   };
 }
 
