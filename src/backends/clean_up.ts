@@ -4,11 +4,13 @@
  * one thing at a time, however much is owed to it; once it answers, for all.
  */
 
-import { systemClock } from "../core/clock.ts";
+import { systemClock, within } from "../core/clock.ts";
 
 /** Between two tries, at first and at most. */
 const FIRST_MS = 10;
 const LAST_MS = 200;
+/** After so long without an answer a try counts as lost: it is made again. */
+const LOST_MS = 1_000;
 
 /** One thing to undo. */
 interface Debt {
@@ -16,8 +18,11 @@ interface Debt {
   attempt(): Promise<void>;
   /** From when on there is nothing to undo any more. */
   readonly until: number;
-  /** Settles once what was sent has been answered; absent in between. */
+  /** The latest try, until it is answered or counts as lost. */
   underWay: Promise<void> | undefined;
+  /** Settles once all tries have been answered, and how many have not. */
+  answered: Promise<unknown>;
+  unanswered: number;
 }
 
 /** All that is to be undone by one client. */
@@ -40,7 +45,14 @@ export class CleanUps {
   /** Makes an `attempt`, and others until one succeeds, for so long. */
   add(name: string, forMs: number, attempt: () => Promise<void>): void {
     const until = systemClock.now() + forMs;
-    const debt = { attempt, until, underWay: undefined };
+    const answered = Promise.resolve();
+    const debt = {
+      attempt,
+      until,
+      underWay: undefined,
+      answered,
+      unanswered: 0,
+    };
     this.#debts.set(name, debt);
     this.#settle(name, debt);
   }
@@ -49,17 +61,24 @@ export class CleanUps {
    * Leaves it alone. What was sent by then may be done before or after anything
    * that is sent now: it is to be waited for.
    */
-  callOff(name: string): Promise<void> | undefined {
-    const underWay = this.#debts.get(name)?.underWay;
+  callOff(name: string): Promise<unknown> | undefined {
+    const debt = this.#debts.get(name);
     this.#drop(name);
-    return underWay;
+    return debt && debt.unanswered > 0 ? debt.answered : undefined;
   }
 
   #settle(name: string, debt: Debt): void {
-    debt.underWay = debt.attempt().then(() => {
+    const attempt = debt.attempt();
+    debt.unanswered++;
+    const done = debt.underWay = attempt.then(() => {
+      debt.unanswered--;
       if (this.#debts.get(name) === debt) this.#drop(name);
       this.#settleAll();
-    }, () => {
+    }, () => void debt.unanswered--);
+    debt.answered = Promise.all([debt.answered, done]);
+    within(systemClock, LOST_MS, () => attempt).catch(() => {
+      // Answered since, or sent again.
+      if (debt.underWay !== done) return;
       debt.underWay = undefined;
       if (this.#debts.get(name) !== debt) return;
       if (this.#isClosed()) return this.#drop(name);

@@ -25,7 +25,7 @@ import {
   type Verdict,
   type Wish,
 } from "../core/backend.ts";
-import { afterwards, systemClock } from "../core/clock.ts";
+import { afterwards, systemClock, within } from "../core/clock.ts";
 import { isPassing, LockBackendError } from "../core/errors.ts";
 import type { LockEvent } from "../core/events.ts";
 import { kindOf } from "../core/options.ts";
@@ -163,9 +163,12 @@ export class RedisBackend implements Backend {
   /** Whether it is a server that runs what it is told to. */
   async #find(): Promise<Line | undefined> {
     try {
-      const reply = await this.#port.eval("return {KEYS[1], ARGV[1]}", ["k"], [
-        "a",
-      ]);
+      // Never answered, it would keep all who come later from the line.
+      const reply = await within(
+        systemClock,
+        HEARTBEAT_MS,
+        () => this.#port.eval("return {KEYS[1], ARGV[1]}", ["k"], ["a"]),
+      );
       const isServer = Array.isArray(reply) && String(reply) === "k,a";
       if (isServer) this.line = this.#newLine();
     } catch {

@@ -4,7 +4,7 @@
  */
 
 import { type Backend, type Claim, clockOf, type Verdict } from "./backend.ts";
-import type { Clock } from "./clock.ts";
+import { type Clock, within } from "./clock.ts";
 import { LockBackendError } from "./errors.ts";
 import type { Keeper } from "./keeper.ts";
 
@@ -148,7 +148,11 @@ export class Renewal {
     const claims = keepers.map(({ claim }) => claim);
     const asked = keepers.map((keeper) => keeper.asks(keeper.claim.ttlMs));
     const extension = extendAll(this.#backend, claims, true);
-    for (const keeper of keepers) keeper.isBeingRenewed(extension);
+    // One that is lost must not hold up who extends by hand: should it arrive
+    // after all, it makes no lease shorter.
+    const limitMs = Math.min(...keepers.map(leaseOf)) / 6;
+    const awaited = within(this.#clock, limitMs, () => extension);
+    for (const keeper of keepers) keeper.isBeingRenewed(awaited);
     const answers = await extension;
     for (const [i, keeper] of keepers.entries()) {
       const { ttlMs } = keeper.claim;

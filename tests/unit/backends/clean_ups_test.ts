@@ -2,6 +2,7 @@
 import { assert, assertEquals } from "@std/assert";
 
 import { CleanUps } from "../../../src/backends/clean_up.ts";
+import { settle } from "../../support/fake_clock.ts";
 import { test, timersEnd } from "../../support/test.ts";
 import { until } from "../../support/until.ts";
 
@@ -85,5 +86,26 @@ test("one that is never answered does not keep the others waiting", async () => 
   back();
   await until("the other is done", () => tries.get("other")! >= 2);
   cleanUps.callOff("silent");
+  await timersEnd();
+});
+
+test("a try that is never answered is made again, and waited for by who calls it off", async () => {
+  const { cleanUps } = away(0);
+  let times = 0;
+  let answer = () => {};
+  cleanUps.add("k", 60_000, () => {
+    times++;
+    return new Promise((go) => answer = go);
+  });
+  const first = answer;
+  await until("it is made again", () => times === 2);
+  const calledOff = cleanUps.callOff("k");
+  let isSettled = false;
+  void calledOff!.then(() => isSettled = true);
+  answer();
+  await settle();
+  assertEquals(isSettled, false, "the first may be done yet");
+  first();
+  await calledOff;
   await timersEnd();
 });

@@ -9,7 +9,7 @@ import {
 } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
 import { FakeClock, settle } from "../../support/fake_clock.ts";
-import { test } from "../../support/test.ts";
+import { test, timersEnd } from "../../support/test.ts";
 
 const stop = new Error("stop");
 
@@ -110,6 +110,7 @@ test("a signal is heard while it is found out whether there is a line", async ()
   await settle();
   call.abort(stop);
   assertEquals(await waiting, stop);
+  await timersEnd();
 });
 
 test("half a character in a label is told as the server would have it", async () => {
