@@ -21,7 +21,7 @@ export interface Addressee {
   onMessage(message: string): void;
   /** Messages may have been missed. */
   onGap(): void;
-  /** Nothing is heard, and nothing will be. */
+  /** Nothing is heard, and nothing will be unless `onGap` is called. */
   onDeaf(reason: unknown): void;
   /** The client was closed. */
   onClosed(): void;
@@ -36,6 +36,9 @@ export class Inbox {
   #hangUp: (() => void) | undefined;
   /** Listens anew by the same name. */
   #listen = () => {};
+  /** It is not known whether it still listens. */
+  #onCut = () => {};
+  #callOffCut: (() => void) | undefined;
 
   constructor(port: Port) {
     this.#port = port;
@@ -70,15 +73,12 @@ export class Inbox {
       if (listen === undefined) {
         return onFail(new Error("The client can't SUBSCRIBE"));
       }
-      let times = 0;
-      const look = () => {
-        // Without an answer one waits all the same, and asks.
-        if (++times > LISTEN_TIMES) answer(false);
-        else callOff = systemClock.setTimer(look, LISTEN_MS);
-      };
-      look();
+      // Without an answer one waits all the same, and asks.
+      callOff = inSteps(() => answer(false));
       const onReady = () => {
         if (this.#addressee !== addressee) return;
+        this.#callOffCut?.();
+        this.#callOffCut = undefined;
         this.name = name;
         if (isWaitedFor) answer(true);
         else addressee.onGap();
@@ -92,9 +92,19 @@ export class Inbox {
         answer(false);
         addressee.onClosed();
       };
+      const onCut = this.#onCut = () => {
+        if (this.#addressee !== addressee || this.name === undefined) return;
+        // Most are back at once. Called by a name that nobody listens by one
+        // would be passed over, each time.
+        this.#callOffCut ??= inSteps(() => {
+          this.#callOffCut = undefined;
+          this.name = undefined;
+          addressee.onDeaf(new Error("The connection to listen by is lost"));
+        });
+      };
       this.#listen = () => {
         try {
-          const listener = { onMessage, onReady, onFail, onClosed };
+          const listener = { onMessage, onReady, onFail, onCut, onClosed };
           this.#hangUp = listen(channelOf(name), listener);
         } catch (reason) {
           onFail(reason);
@@ -107,6 +117,7 @@ export class Inbox {
   /** Listens by another connection: nobody knows whether this one is alive. */
   again(): void {
     this.#hangUp?.();
+    this.#onCut();
     this.#listen();
   }
 
@@ -117,7 +128,21 @@ export class Inbox {
 
   #silence(): void {
     this.name = undefined;
+    this.#callOffCut?.();
+    this.#callOffCut = undefined;
     this.#hangUp?.();
     this.#hangUp = undefined;
   }
+}
+
+/** Calls `late` when it is time to ask instead; gives what calls that off. */
+function inSteps(late: () => void): () => void {
+  let times = 0;
+  let callOff = () => {};
+  const look = () => {
+    if (++times > LISTEN_TIMES) late();
+    else callOff = systemClock.setTimer(look, LISTEN_MS);
+  };
+  look();
+  return () => callOff();
 }

@@ -16,6 +16,7 @@ import {
   type Turn,
   type Verdict,
 } from "../core/backend.ts";
+import { systemClock, within } from "../core/clock.ts";
 import { drewToken, OWNER_LENGTH } from "../core/keys.ts";
 
 /** One value for each name. */
@@ -437,7 +438,7 @@ local function queue(line, member, ticket)
   redis.call("PEXPIRE", line, ${LINE_MS})
   if ticket or not isNew then
     score = redis.call("ZSCORE", line, member)
-    return score, redis.call("ZRANK", line, member) + 1
+    return score, redis.call("ZRANK", line, member) + 1, isNew
   end
   local size = redis.call("ZCARD", line)
   if size > 1 and redis.call("ZCOUNT", line, score, "+inf") > 1 then
@@ -485,18 +486,21 @@ function toTurn(fields: readonly string[], from: number): Turn {
     : { granted: true, leftMs, at, fencingToken: Number(token) };
 }
 
-/** `<left> <s> <µs> <ticket> <place> <is foreign>`, from that field on. */
+/** `<left> <s> <µs> <ticket> <place> <kind>`, from that field on; of what kind:
+ * 1 for a foreign holder, and 2 more for a wish that was in line no more. */
 function toPlace(fields: readonly string[], from: number): Place {
   const leftMs = toLeftMs(fields[from]);
   const ticket = fields[from + 3];
   const isInLine = ticket !== "-";
+  const kind = Number(fields[from + 5]);
   return {
     granted: false,
     retryAfterMs: Number.isFinite(leftMs) ? leftMs : undefined,
     at: toMs(fields[from + 1], fields[from + 2]),
     ticket: isInLine ? Number(ticket) : undefined,
     place: isInLine ? Number(fields[from + 4]) : undefined,
-    isForeign: fields[from + 5] === "1",
+    isForeign: (kind & 1) === 1,
+    isAnew: (kind & 2) === 2,
   };
 }
 
@@ -525,7 +529,8 @@ export const STAND = define({
   args: ["isPassing", "inbox"] as readonly string[],
   // The usual case first, in few calls: a lock that nobody has or waits for.
   lua: `local first = redis.pcall("GET", KEYS[1])
-if not first and #KEYS == 3 and redis.call("EXISTS", KEYS[2]) == 0 then
+if not first and #KEYS == 3 and inbox == "" and
+  redis.call("EXISTS", KEYS[2]) == 0 then
   local ttl, owner = string.match(ARGV[3], "^(%d+) 0 (.*)$")
   if ttl then
     redis.call("SET", KEYS[1], owner, "PX", ttl)
@@ -583,9 +588,10 @@ for i = 1, #KEYS / 3 do
     elseif not answer and isPassing ~= "" then
       answer = "0 " .. left .. " " .. at .. " -"
     elseif not answer then
-      local ticket, place = queue(line, member, ticket)
-      local foreign = string.byte(holder, ${OWNER_LENGTH}) == 64 and 0 or 1
-      answer = table.concat({0, left, at, ticket, place, foreign}, " ")
+      local ticket, place, isAnew = queue(line, member, ticket)
+      local kind = string.byte(holder, ${OWNER_LENGTH}) == 64 and 0 or 1
+      if isAnew then kind = kind + 2 end
+      answer = table.concat({0, left, at, ticket, place, kind}, " ")
     end
   end
   answers[i] = answer
@@ -925,20 +931,27 @@ function bring(
   args: readonly string[],
 ): Promise<unknown> {
   const evalInFull = () => attempt(() => port.eval(script.lua, keys, args));
-  // Thousands may have been sent before the first is told: one brings it.
+  // Thousands may have been sent before the first is told: one brings it. That
+  // may be lost, where each request goes by itself.
   const under = loading.get(script);
-  if (under?.port === port) {
-    return under.done.then(() => port.evalSha!(script.sha!, keys, args))
+  if (under?.port === port && systemClock.now() - under.since < BRING_MS) {
+    return within(systemClock, BRING_MS, () => under.done)
+      .catch(() => {})
+      .then(() => port.evalSha!(script.sha!, keys, args))
       .catch((error) => {
         if (!isUnseen(error)) throw error;
         return evalInFull();
       });
   }
   const reply = evalInFull();
-  const done = reply.then(() => {}, () => {}).then(() => {
-    loading.delete(script);
-  });
-  loading.set(script, { port, done });
+  const bringing = {
+    port,
+    since: systemClock.now(),
+    done: reply.then(() => {}, () => {}).then(() => {
+      if (loading.get(script) === bringing) loading.delete(script);
+    }),
+  };
+  loading.set(script, bringing);
   return reply;
 }
 
@@ -961,7 +974,16 @@ export async function prepare(
 }
 
 /** Scripts that are on their way to a server in full. */
-const loading = new Map<object, { port: Port; done: Promise<void> }>();
+const loading = new Map<object, Bringing>();
+
+interface Bringing {
+  readonly port: Port;
+  readonly since: number;
+  readonly done: Promise<void>;
+}
+
+/** How long to wait for another's request to bring a script. */
+const BRING_MS = 100;
 
 async function sha1(text: string): Promise<string> {
   const digest = await crypto.subtle.digest(

@@ -1,7 +1,7 @@
 /** The client that Bun has built in. */
 
 import { command } from "./command.ts";
-import { type Listener, type Port, tracking } from "./port.ts";
+import { backAfterMs, type Listener, type Port, tracking } from "./port.ts";
 
 /** What is called of Bun's `RedisClient`. */
 export interface BunClient {
@@ -24,9 +24,6 @@ interface Ear extends BunClient {
   ): Promise<unknown>;
   close(): void;
 }
-
-/** How soon it comes back. */
-const BACK_AFTER_MS = 50;
 
 /** Speaks through one of Bun's clients. It rejects what was left without an
  * answer. */
@@ -56,6 +53,8 @@ function listen(
   let ear: Ear | undefined;
   /** Of several subscriptions of one connection only the last is heard. */
   let last = 0;
+  /** How often in a row it was to come back. */
+  let times = 0;
   void listenAnew();
   return () => {
     isOpen = false;
@@ -92,7 +91,9 @@ function listen(
       await twin.subscribe(channel, (message) => {
         if (mine === last) listener.onMessage(message);
       });
-      if (isOpen && mine === last) listener.onReady();
+      if (!isOpen || mine !== last) return;
+      times = 0;
+      listener.onReady();
     } catch (reason) {
       // Cut off meanwhile, it will be connected again.
       if (isOpen && twin.connected) listener.onFail(reason);
@@ -104,10 +105,11 @@ function listen(
     hangUp();
     if (!isOpen || isWanted) return;
     isWanted = true;
+    listener.onCut();
     const timer = setTimeout(() => {
       isWanted = false;
       if (isOpen) void listenAnew();
-    }, BACK_AFTER_MS);
+    }, backAfterMs(++times));
     // Deno's types speak of a number; all three runtimes give an object.
     (timer as { unref?(): void }).unref?.();
   }

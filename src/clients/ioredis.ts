@@ -1,6 +1,7 @@
 /** ioredis 5 and 6, single servers and clusters. */
 
 import {
+  backAfterMs,
   INVALIDATED,
   listenAtAll,
   type Listener,
@@ -51,9 +52,6 @@ interface Stream {
   cork?(): void;
   uncork?(): void;
 }
-
-/** How soon a connection that listens comes back. */
-const BACK_AFTER_MS = 50;
 
 /** Speaks through an ioredis client. */
 export function ioredis(ioredisClient: IoredisClient): Port {
@@ -237,7 +235,9 @@ function listenAt(
     if (isOpen) listener.onGone();
   });
   ear.on("close", () => {
-    if (isOpen && !isOneOfMany && isClosed(node)) listener.onClosed();
+    if (!isOpen) return;
+    if (!isOneOfMany && isClosed(node)) listener.onClosed();
+    else listener.onCut();
   });
   ear.connect().catch(() => {});
   return () => {
@@ -253,7 +253,7 @@ function earAt(node: Commands, isOneOfMany: boolean): Commands {
     // Subscribed by ourselves, to know from when on.
     autoResubscribe: false,
     retryStrategy: (times: number) =>
-      isOneOfMany && times > 2 ? null : BACK_AFTER_MS,
+      isOneOfMany && times > 2 ? null : backAfterMs(times),
     reconnectOnError: null,
     maxRetriesPerRequest: null,
     protocol: 2,

@@ -7,6 +7,7 @@
  */
 
 import {
+  backAfterMs,
   INVALIDATED,
   listenAtAll,
   type Listener,
@@ -95,11 +96,11 @@ interface Ear {
   disconnect(): unknown;
   destroy?(): void;
   unref(): void;
-  on(event: string, listener: () => void): unknown;
+  on(event: string, listener: (reason: unknown) => void): unknown;
 }
 
-/** How soon it comes back. */
-const BACK_AFTER_MS = 50;
+/** What the server said to a connection that is not to listen. */
+const FORBIDDEN = /^(?:NOPERM|NOAUTH|WRONGPASS) /;
 
 /** Speaks through a node-redis client. */
 export function nodeRedis(client: NodeRedisClient): Port {
@@ -283,7 +284,7 @@ function listenBySentinel(
 
 /** Calls `callback` a little later, and keeps no process alive for it. */
 function later(callback: () => void): void {
-  const timer = setTimeout(callback, BACK_AFTER_MS);
+  const timer = setTimeout(callback, backAfterMs(1));
   // Deno's types speak of a number; all three runtimes give an object.
   (timer as { unref?(): void }).unref?.();
 }
@@ -344,7 +345,7 @@ function listenAt(
           reconnectStrategy: (times: number) =>
             isOneOfMany && times > 2
               ? new Error("The node is gone")
-              : BACK_AFTER_MS,
+              : backAfterMs(times + 1),
           socketTimeout: undefined,
         },
       });
@@ -379,8 +380,15 @@ function listenAt(
       await ear.subscribe(channel, listener.onMessage);
     };
     // Without a listener the process would die of it; it comes back by itself.
-    ear.on("error", () => {
-      if (isOpen && !ear.isOpen) gone();
+    ear.on("error", (reason) => {
+      if (!isOpen) return;
+      if (FORBIDDEN.test(String((reason as Error | undefined)?.message))) {
+        // It subscribes by itself as it comes back, and would try for ever.
+        isOpen = false;
+        end(ear);
+        listener.onFail(reason);
+      } else if (!ear.isOpen) gone();
+      else listener.onCut();
     });
     ear.on("ready", () => {
       if (!isOpen) return;

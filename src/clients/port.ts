@@ -20,6 +20,8 @@ export interface Listener {
   onReady(): void;
   /** Nothing is heard, and nothing will be. */
   onFail(reason: unknown): void;
+  /** The connection is gone, and comes back by itself as soon as it can. */
+  onCut(): void;
   /** The connection was closed, as the client was by whoever owns it. */
   onClosed(): void;
 }
@@ -32,6 +34,15 @@ export interface Listener {
  * a message on this channel.
  */
 export const INVALIDATED = "__redis__:invalidate";
+
+/**
+ * How long to wait before the nth try in a row to have a connection back. A
+ * server that has no room for another is not to be overrun; and whoever can't
+ * listen asks meanwhile.
+ */
+export function backAfterMs(nth: number): number {
+  return Math.min(50 * 2 ** (nth - 1), 400);
+}
 
 /** The arguments of CLIENT for that, for the connection with this id. */
 export function tracking(id: unknown, channel: string): string[] {
@@ -70,14 +81,15 @@ export function listenAtAll<Node>(
   let isOpen = true;
   let isFirst = true;
   let timer: ReturnType<typeof setTimeout> | undefined;
-  const settled = (address: string) => {
-    opening.delete(address);
+  const tellReady = () => {
     if (isOpen && opening.size === 0 && ears.size > 0) listener.onReady();
   };
   const drop = (address: string) => {
     ears.get(address)?.();
     ears.delete(address);
-    settled(address);
+    if (isOpen && ears.size === 0) listener.onCut();
+    // One that is tried again and again is no news to anybody.
+    if (opening.delete(address)) tellReady();
   };
   const look = () => {
     const found = masters();
@@ -94,8 +106,13 @@ export function listenAtAll<Node>(
       if (isFirst) opening.add(address);
       const ear = listenAt(node, {
         onMessage: listener.onMessage,
-        onReady: () => settled(address),
+        onReady() {
+          opening.delete(address);
+          tellReady();
+        },
         onFail: (reason) => isOpen && listener.onFail(reason),
+        // If it stays away, it is told so, or is noticed by who is passed over.
+        onCut() {},
         onClosed: listener.onClosed,
         // Looked for again in a while, if it is still a master then.
         onGone: () => drop(address),

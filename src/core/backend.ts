@@ -256,6 +256,8 @@ export interface Place extends Refusal {
    * not call us: then one has to ask.
    */
   readonly isForeign?: boolean | undefined;
+  /** Whether the wish was in the line no more, and had a ticket for it. */
+  readonly isAnew?: boolean | undefined;
 }
 
 /** What a line has to say to those who stand in it, unasked. */

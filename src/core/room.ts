@@ -22,7 +22,7 @@ import {
   type Verdict,
   type Wish,
 } from "./backend.ts";
-import { asking, type Clock, type Moment } from "./clock.ts";
+import { asking, type Clock, type Moment, within } from "./clock.ts";
 import {
   isPassing,
   LockBackendError,
@@ -76,6 +76,10 @@ const POLL_HEAD_MS = 120;
 const POLL_LAST_MS = 1_000;
 /** And by and by so often, while there is no answer: each may stay open. */
 const SILENCE_MS = 30_000;
+/** How often to try whether we can be called again. */
+const LISTEN_AGAIN_MS = 5_000;
+/** How often in a row one is passed over before one asks instead. */
+const MOST_PASSED_OVER = 2;
 
 /** What no patience will change: the server's word on our rights, or the key. */
 const FINAL = new Set(["NOAUTH", "NOPERM", "WRONGPASS", "WRONGTYPE", "ERR"]);
@@ -124,6 +128,10 @@ class Party {
   freeAt: number | undefined;
   /** When to ask again. */
   askAt = Infinity;
+  /** How often in a row it was in line no more, and had not been called. */
+  passedOver = 0;
+  /** As of which gap it can't be called, though others may be. */
+  deafAt = -1;
   /** Whether its last turn was over when it heard of it. */
   wasLate = false;
   /** Why it could not be asked of late. */
@@ -219,9 +227,11 @@ export class LocalTurn {
 /** An attempt that is under way. */
 export interface Attempt {
   readonly key: string;
-  /** When it is too late for an answer. */
+  /** When patience is over. */
   readonly until: number;
-  readonly onLate: () => void;
+  /** When it is too late for an answer; told with what is left of patience. */
+  readonly lateAt: number;
+  readonly onLate: (leftMs: number) => void;
   /** Whether it is, and nobody waits for it any more. */
   isLate: boolean;
   /** What came of it, since when, and how many its turn may serve. */
@@ -267,6 +277,11 @@ export class Room {
   #opening: Promise<void> | undefined;
   /** Nobody can call us: one has to ask again and again. */
   #isDeaf = false;
+  /** Whether that was told, and when to try again whether it is still so. */
+  #isDeafTold = false;
+  #listenAgainAt = 0;
+  /** How often messages may have been missed. */
+  #gaps = 0;
   /** Who is to be asked for as soon as this moment is over. */
   #coming: Party[] = [];
   #wakesAt = Infinity;
@@ -299,12 +314,21 @@ export class Room {
       (keeper.remainingMs === 0 || this.now() - beganAt >= TURN_MS);
   }
 
-  /** Looks after an attempt, so that its caller waits no longer than that. */
-  watch(key: string, waitMs: number, onLate: () => void): Attempt {
-    const until = this.#clock.now() + waitMs + GRACE_MS;
+  /**
+   * Looks after an attempt, so that its caller waits no longer than that, and
+   * nobody for a request that was lost.
+   */
+  watch(
+    key: string,
+    waitMs: number,
+    onLate: (leftMs: number) => void,
+  ): Attempt {
+    const now = this.#clock.now();
+    const until = now + waitMs + GRACE_MS;
     const attempt: Attempt = {
       key,
       until,
+      lateAt: Math.min(until, now + HEARTBEAT_MS),
       onLate,
       isLate: false,
       keeper: undefined,
@@ -314,7 +338,7 @@ export class Room {
     };
     if (this.#trying.size >= this.#sweepTriedAt) this.#forgetTried();
     this.#trying.set(key, attempt);
-    if (!this.#isTicking && waitMs < Infinity) this.#tick();
+    if (!this.#isTicking) this.#tick();
     return attempt;
   }
 
@@ -334,7 +358,7 @@ export class Room {
 
   /** It has an answer: those who came after it may go on. */
   follow({ followers }: Attempt): void {
-    this.#goOnAll(followers);
+    this.#goOnAll(followers.splice(0));
   }
 
   /** Those who have waited for another of us, in their order. */
@@ -380,13 +404,13 @@ export class Room {
       let isWanted = false;
       for (const attempt of this.#trying.values()) {
         if (attempt === undefined || attempt.keeper !== undefined) continue;
-        if (attempt.until <= now) late.push(attempt);
-        else isWanted ||= attempt.until < Infinity;
+        if (attempt.lateAt <= now) late.push(attempt);
+        else isWanted = true;
       }
       // After a stall, what they wait for may have come and not been read yet; or
       // a no, of which it is still to be asked for how long.
       if (late.length > 0) {
-        const isStalled = late.some(({ until }) => now - until > GRACE_MS);
+        const isStalled = late.some(({ lateAt }) => now - lateAt > GRACE_MS);
         const ms = isStalled ? GRACE_MS : 0;
         this.#clock.setTimer(() => this.#giveUp(late), ms);
       }
@@ -402,7 +426,7 @@ export class Room {
       if (attempt.keeper !== undefined) continue;
       attempt.isLate = true;
       this.#trying.set(attempt.key, undefined);
-      attempt.onLate();
+      attempt.onLate(attempt.until - GRACE_MS - this.#clock.now());
       this.follow(attempt);
     }
   }
@@ -479,14 +503,19 @@ export class Room {
     const passing = { first: party, followers, isAnswered: isRefused };
     this.#passing.set(key, passing);
     const wish = this.#draw(party);
+    let isLost = false;
     if (!isRefused) {
-      await this.#stand([party], true);
-      passing.isAnswered = party.failure === undefined;
+      const standing = this.#stand([party], true);
+      await within(this.#clock, HEARTBEAT_MS, () => standing).catch(() => {
+        isLost = true;
+      });
+      passing.isAnswered = !isLost && party.failure === undefined;
     }
-    if (party.wish === wish && !party.isAsked) {
+    if (party.wish === wish && (isLost || !party.isAsked)) {
       await this.#open();
       if (party.wish === wish) {
         this.#draw(party);
+        party.isAsked = false;
         this.#askSoon(party);
       }
     }
@@ -504,7 +533,8 @@ export class Room {
   #draw(party: Party, former?: Wish): Wish {
     if (party.wish !== undefined) this.#standing.delete(party.wish.owner);
     const [{ ttlMs, localTurns }] = party.waiters;
-    const owner = drawOwner(party.label, this.#line.inbox, party.isFenced);
+    const inbox = this.#inboxOf(party);
+    const owner = drawOwner(party.label, inbox, party.isFenced);
     const tokens = party.isFenced
       ? Math.min(Math.max(1, localTurns), MOST_TOKENS)
       : 0;
@@ -519,12 +549,17 @@ export class Room {
     };
     party.wish = wish;
     party.since = undefined;
-    party.isCalled = this.#line.inbox !== undefined;
+    party.isCalled = inbox !== undefined;
     party.isStale = false;
     party.askAt = Infinity;
     this.#usedAt = this.#clock.now();
     this.#standing.set(owner, party);
     return wish;
+  }
+
+  /** By what it is called, if it can be. */
+  #inboxOf({ deafAt }: Party): string | undefined {
+    return deafAt === this.#gaps ? undefined : this.#line.inbox;
   }
 
   /** Asks along with all who come in the same moment: thousands may. */
@@ -556,8 +591,9 @@ export class Room {
       party.isAsked = true;
       party.isStale = false;
       party.since ??= asked;
-      // By requests of their own, as over HTTP, one can be lost and others not.
-      if (this.#isDeaf && party.wish!.ticket !== undefined) {
+      // By requests of their own, as over HTTP or by a pool, one can be lost and
+      // others not.
+      if (!isInPassing) {
         const pauseMs = HEARTBEAT_MS * 2 ** party.unanswered++;
         this.#askAt(party, asked.now + Math.min(pauseMs, SILENCE_MS));
       }
@@ -609,6 +645,10 @@ export class Room {
     const hasMoved = place !== party.place;
     party.stillThere = hasMoved ? 0 : party.stillThere + 1;
     party.place = place;
+    const isPassedOver = answer.isAnew === true && party.isCalled;
+    party.passedOver = isPassedOver ? party.passedOver + 1 : 0;
+    // Called by a name that is not heard, it would be for ever.
+    if (party.passedOver >= MOST_PASSED_OVER) party.deafAt = this.#gaps;
     party.freeAt = retryAfterMs === undefined ? undefined : now + retryAfterMs;
     // In passing: the next step is on its way.
     if (ticket === undefined) return;
@@ -621,7 +661,7 @@ export class Room {
       // Whoever was told may have called it off.
       if (party.wish !== wish) return;
     }
-    if (party.isCalled !== (this.#line.inbox !== undefined)) {
+    if (party.isCalled !== (this.#inboxOf(party) !== undefined)) {
       return this.#rename(party);
     }
     if (party.isStale) return this.#askSoon(party);
@@ -950,6 +990,7 @@ export class Room {
   #open(): Promise<void> {
     this.#usedAt = this.#clock.now();
     if (this.#opening !== undefined) return this.#opening;
+    this.#listenAgainAt = this.#usedAt + LISTEN_AGAIN_MS;
     const opening = this.#line.open({
       onTurn: (owner, turn) => this.#onTurn(owner, turn),
       onEnd: (owner) => this.#onEnd(owner),
@@ -961,6 +1002,7 @@ export class Room {
       // Closed meanwhile, there is nothing to be closed any more.
       if (this.#opening !== opening) return;
       if (!canHear && this.#line.inbox === undefined) this.#isDeaf = true;
+      else if (this.#isDeaf) this.#onGap();
       if (this.#line.isOpen) this.#closeWhenIdle(IDLE_MS);
     });
     return this.#opening = opening;
@@ -984,7 +1026,7 @@ export class Room {
     this.#callOffIdle?.();
     this.#callOffIdle = undefined;
     this.#opening = undefined;
-    this.#isDeaf = false;
+    this.#isDeaf = this.#isDeafTold = false;
     this.#line.close?.();
   }
 
@@ -1029,8 +1071,9 @@ export class Room {
   }
 
   #onGap(): void {
+    this.#gaps++;
     // It may be the first time that we can be called.
-    if (this.#line.inbox !== undefined) this.#isDeaf = false;
+    if (this.#line.inbox !== undefined) this.#isDeaf = this.#isDeafTold = false;
     this.#askAll(() => true);
   }
 
@@ -1045,8 +1088,9 @@ export class Room {
 
   #onDeaf(reason: unknown): void {
     this.#isDeaf = true;
-    for (const party of [...this.#standing.values()]) {
-      const { key, label } = party;
+    const parties = this.#isDeafTold ? [] : [...this.#standing.values()];
+    this.#isDeafTold = true;
+    for (const { key, label } of parties) {
       tell(this.#backend, { type: "push-failed", key, label, error: reason });
     }
     this.#askAll(({ isCalled }) => isCalled);
@@ -1072,12 +1116,17 @@ export class Room {
   #round(): void {
     const now = this.#clock.now();
     this.#wakesAt = Infinity;
+    const isDeafForNow = this.#isDeaf && this.#line.isOpen === false;
+    if (isDeafForNow && now >= this.#listenAgainAt) {
+      this.#opening = undefined;
+      void this.#open();
+    }
     const due: Party[] = [];
     let next = Infinity;
     for (const party of this.#standing.values()) {
-      // Where we are deaf, a question that has no answer is asked again in time.
-      if (party.isAsked && !(this.#isDeaf && party.askAt <= now)) {
-        if (this.#isDeaf) next = Math.min(next, party.askAt);
+      // A question that has no answer is asked again in time.
+      if (party.isAsked && party.askAt > now) {
+        next = Math.min(next, party.askAt);
         continue;
       }
       const aheadMs = party.isCalled ? TOGETHER_MS : POLL_FIRST_MS / 5;

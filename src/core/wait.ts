@@ -159,14 +159,16 @@ function tryInPassing<T>(
   const claim = claimFor(wanted, patience.label, terms);
   const waitMs = isUnhurried ? Infinity : patience.waitMs;
   return new Promise((resolve, reject) => {
-    const late = () => reject(unanswered(key, waitMs));
-    const attempt = room.watch(key, waitMs, late);
-    const goOn = (refusal?: Refusal) => {
-      const leftMs = room.unwatch(attempt);
+    const stand = (leftMs: number, refusal?: Refusal) => {
       const rest = isUnhurried ? patience : { ...patience, waitMs: leftMs };
-      resolve(
-        waitInLine(room, wanted, terms, rest, settle, refusal),
-      );
+      resolve(waitInLine(room, wanted, terms, rest, settle, refusal));
+    };
+    const attempt = room.watch(key, waitMs, (leftMs) => {
+      if (leftMs > 0) stand(leftMs);
+      else reject(unanswered(key, waitMs));
+    });
+    const goOn = (refusal?: Refusal) => {
+      stand(room.unwatch(attempt), refusal);
       room.follow(attempt);
     };
     const failed = (error: unknown) => {

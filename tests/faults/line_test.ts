@@ -697,6 +697,90 @@ story("SUBSCRIBE is forbidden", async (scene) => {
   await nothingLeft(key, own);
 });
 
+story("one who listens may do so no more, and later again", async (scene) => {
+  const { key } = scene;
+  const own = await scene.serve();
+  const rights = ["on", ">word", "~*", "+@all", "allchannels"];
+  await own.command("ACL", "SETUSER", "deaf", ...rights);
+  const url = own.url.replace("//", "//deaf:word@");
+  const [client, there] = await Promise.all([
+    scene.open(url),
+    scene.open(own.url),
+  ]);
+  const events: LockEvent[] = [];
+  const on = redis(client as IoredisClient, {
+    onEvent: (event) => events.push(event),
+  });
+  const holder = await acquireLock(there, key);
+  const next = wait(on, key);
+  await inLine(key, 1, own);
+  await own.command("ACL", "SETUSER", "deaf", "resetchannels");
+  await until(
+    "it is told",
+    () => events.some(({ type }) => type === "push-failed"),
+  );
+  await holder.release();
+  const what = "SUBSCRIBE forbidden meanwhile";
+  const lock = await soon(what, next, Date.now(), scene, TOLD_MS);
+  const last = wait(on, key);
+  await own.command("ACL", "SETUSER", "deaf", "allchannels");
+  await inLine(key, 1, own);
+  await lock.release();
+  await (await last).release();
+  await nothingLeft(key, own);
+});
+
+story(
+  "the connection to listen by is lost, and there is no room for another",
+  async (scene) => {
+    const { key } = scene;
+    const own = await scene.serve();
+    const [on, there] = await Promise.all([
+      scene.open(own.url),
+      scene.open(own.url),
+    ]);
+    const ears = async () =>
+      String(await own.command("CLIENT", "LIST", "TYPE", "pubsub"))
+        .match(/(?<=^id=)\d+/gm) ?? [];
+    // The others pass it on among themselves, all the while.
+    let isOver = false;
+    const busy = [1, 2].map(async () => {
+      while (!isOver) {
+        const lock = await wait(there, key);
+        await new Promise((go) => setTimeout(go, 10));
+        await lock.release();
+      }
+    });
+    try {
+      await until("they can be called", async () => (await ears()).length > 0);
+      const theirs = await ears();
+      await (await wait(on, key)).release();
+      let ours: string[] = [];
+      await until(
+        "it can be called",
+        async () => ours = (await ears()).filter((id) => !theirs.includes(id)),
+      );
+      const clients = String(await own.command("INFO", "clients"));
+      const count = Number(/connected_clients:(\d+)/.exec(clients)![1]);
+      await own.command("CONFIG", "SET", "maxclients", count - 1);
+      await own.command("CLIENT", "KILL", "ID", ours[0]);
+      // In its turn, which comes after those of two others.
+      const lock = await soon(
+        "no room for the connection to listen by",
+        wait(on, key),
+        Date.now(),
+        scene,
+      );
+      await lock.release();
+    } finally {
+      await own.command("CONFIG", "SET", "maxclients", 1_000);
+      isOver = true;
+      await Promise.all(busy);
+    }
+    await nothingLeft(key, own);
+  },
+);
+
 story("one who may not PUBLISH releases to one who listens", async (scene) => {
   const { key } = scene;
   const own = await scene.serve();

@@ -33,3 +33,21 @@ test("what may have been done is not sent again in full", async () => {
   await assertRejects(() => other, Error, "Socket closed");
   assertEquals(sent, ["one", "other", "in full one", "other"]);
 });
+
+test("a script whose bringer has no answer is brought by the next", async () => {
+  const brought: string[] = [];
+  const port: Port = {
+    setIfAbsent: () => Promise.reject(new Error("not asked for")),
+    // By requests of their own, of which one is lost.
+    eval(_lua, [key]) {
+      brought.push(key);
+      return key === "lost" ? new Promise(() => {}) : Promise.resolve(1);
+    },
+    evalSha: () => Promise.reject(new Error("NOSCRIPT No matching script.")),
+  };
+  const release = (key: string) =>
+    run(port, RELEASE, [key, `{${key}}:line`], ["owner"]);
+  void release("lost");
+  assertEquals(await release("next"), "done");
+  assertEquals(brought, ["lost", "next"]);
+});

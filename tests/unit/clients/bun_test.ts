@@ -61,6 +61,7 @@ function listening(isConnected = true) {
     onMessage: (message) => heard.push(message),
     onReady: () => heard.push("ready"),
     onFail: () => heard.push("failed"),
+    onCut: () => heard.push("cut"),
     onClosed: () => heard.push("closed"),
   });
   const ready = (times: number) =>
@@ -93,7 +94,7 @@ test("Bun's client: a connection that gave up is followed by another", async () 
   ears[0].onclose!(new Error("Connection has failed"));
   await ready(2);
   ears[1].publish("heard");
-  assertEquals(heard, ["ready", "ready", "heard"]);
+  assertEquals(heard, ["ready", "cut", "ready", "heard"]);
   assertEquals(ears[0].isClosed, true);
   close();
   assertEquals(ears[1].isClosed, true);

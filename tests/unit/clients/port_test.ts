@@ -21,6 +21,7 @@ test("who listens at each master is ready with all, and follows them", async () 
       onMessage: (message) => void heard.push(message),
       onReady: () => void ready++,
       onFail: () => void heard.push("failed"),
+      onCut: () => void heard.push("cut"),
       onClosed: () => void heard.push("closed"),
     },
   );
@@ -40,9 +41,15 @@ test("who listens at each master is ready with all, and follows them", async () 
   ears.get("c")!.onReady();
   assertEquals(ready, 2, "told of each that is there from now on");
   ears.get("c")!.onMessage("again");
+  // Not there a second time: that is no news.
+  ears.get("b")!.onGone();
+  assertEquals(ready, 2);
+  const all = ["hello", "cut", "again"];
+  assertEquals(heard, all);
+  ears.get("c")!.onGone();
+  assertEquals(heard, [...all, "cut"]);
   close();
   assertEquals(closed, ["b", "a", "b", "c"]);
-  assertEquals(heard, ["hello", "again"]);
   masters = ["d"];
   await new Promise((go) => setTimeout(go, 1_100));
   assertEquals(ears.has("d"), false);

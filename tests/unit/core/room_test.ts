@@ -1,5 +1,10 @@
 /** The waiting room at its edges, on a hand-cranked clock. */
-import { assert, assertEquals, assertInstanceOf } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertFalse,
+  assertInstanceOf,
+} from "@std/assert";
 
 import {
   acquireLock,
@@ -43,6 +48,7 @@ test("a lock that was waited for is renewed only where that is wanted", async ()
 test("who comes during an attempt that is not answered is told so, and not that it is taken", async () => {
   const clock = new FakeClock();
   const on = frozen(memory({ clock }), "tryAcquire");
+  on.line!.stand = () => new Promise(() => {});
   const first = caught(acquireLock(on, "k", { waitMs: 5_000 }));
   const second = caught(acquireLock(on, "k", { waitMs: 100 }));
   await settle();
@@ -120,6 +126,120 @@ test("a request that is never answered keeps nobody else waiting", async () => {
   const lock = await Promise.race([next, settle()]);
   assertInstanceOf(lock, DistributedLock);
   await lock.release();
+});
+
+for (const lost of ["attempt", "question in passing", "place in line"]) {
+  test(`a lost ${lost} is waited for by nobody without end`, async () => {
+    const clock = new FakeClock();
+    const on = memory({ clock });
+    const line = on.line!;
+    const { tryAcquire } = on;
+    const { stand } = line;
+    let isLost = false;
+    const loseOnce = <T>(send: () => Promise<T>): Promise<T> => {
+      if (isLost) return send();
+      isLost = true;
+      return new Promise(() => {});
+    };
+    const options = { ttl: 10, waitMs: Infinity, localTurns: 0 };
+    const [one, other] = ["one", "other"].map((label) => ({
+      ...options,
+      label,
+    }));
+    if (lost === "attempt") {
+      on.tryAcquire = (...args) => loseOnce(() => tryAcquire.apply(on, args));
+    } else {
+      line.stand = (wishes, isInPassing) =>
+        isInPassing === (lost === "question in passing")
+          ? loseOnce(() => stand.call(line, wishes, isInPassing))
+          : stand.call(line, wishes, isInPassing);
+    }
+    const all: Promise<DistributedLock>[] = [];
+    if (lost === "question in passing") {
+      // The one whose attempt is under way has who comes after go in passing.
+      const first = acquireLock(on, "k", options);
+      all.push(acquireLock(on, "k", one), acquireLock(on, "k", other));
+      const holder = await first;
+      await settle();
+      await holder.release();
+    } else {
+      const holder = lost === "place in line"
+        ? await acquireLock(memory({ clock }), "k").then(() =>
+          on.tryAcquire({ key: "k", owner: "x", ttlMs: 100 })
+        )
+        : undefined;
+      assert(holder === undefined || holder.granted);
+      all.push(acquireLock(on, "k", one), acquireLock(on, "k", other));
+    }
+    const had: string[] = [];
+    for (const waiting of all) {
+      void waiting.then(async (lock) => {
+        had.push("had");
+        assertEquals(await lock.release(), true);
+      });
+    }
+    await clock.advance(3_000);
+    assert(isLost, "nothing was lost");
+    assertEquals(had.length, all.length);
+  });
+}
+
+test("who can't listen tries that again by and by", async () => {
+  const { clock, line, waiting, holder } = await deaf(true);
+  let opened = 0;
+  const { open } = line;
+  line.open = async (...args) => {
+    opened++;
+    await open.apply(line, args);
+    line.inbox = "0";
+    return true;
+  };
+  await clock.advance(10_000);
+  assertEquals(opened, 1);
+  await holder.release();
+  await settle();
+  (await waiting).assertHeld();
+});
+
+test("who is passed over again and again asks instead", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line as Line & { inbox: string | undefined };
+  const { stand } = line;
+  const names: string[] = [];
+  let onGap = () => {};
+  const { open } = line;
+  line.open = (ears) => {
+    onGap = ears.onGap;
+    return open.call(line, ears);
+  };
+  // As told by a server that calls, and is heard by nobody.
+  line.stand = async (wishes, isInPassing) => {
+    const answers = await stand.call(line, wishes, isInPassing);
+    return answers.map((answer, i) => {
+      names.push(wishes[i].owner);
+      return answer instanceof Error || answer.granted
+        ? answer
+        : { ...answer, isAnew: wishes[i].ticket !== undefined };
+    });
+  };
+  const holder = await acquireLock(on, "k", { ttl: 60 });
+  const waiting = acquireLock(on, "k", { ttl: 60, waitMs: Infinity });
+  await settle();
+  const isCalled = (name: string) => /^[0-9a-f]{32}@[0-9a-f]/.test(name);
+  assert(isCalled(names.at(-1)!), `${names}`);
+  await clock.advance(3_000);
+  assertFalse(isCalled(names.at(-1)!));
+  const before = names.length;
+  await clock.advance(1_000);
+  assert(names.length - before >= 5, "it does not ask");
+  // Heard anew, it can be called.
+  onGap();
+  await settle();
+  assert(isCalled(names.at(-1)!));
+  await holder.release();
+  await settle();
+  (await waiting).assertHeld();
 });
 
 test("who asks, and has no answer to one question, asks on", async () => {
@@ -561,11 +681,15 @@ test("a call counts from the first question, however often it was asked", async 
   assertEquals(await lock.release(), true);
 });
 
-/** Somebody waits who can't be called so far, and one of another process behind. */
-async function deaf() {
+/** Somebody waits who can't be called so far, and one of another process behind;
+ * whether that is known to last. */
+async function deaf(isForGood = false) {
   const clock = new FakeClock();
   const on = memory({ clock });
-  const { line } = on as { line: Line & { inbox: string | undefined } };
+  const { line } = on as {
+    line: Line & { inbox: string | undefined; isOpen?: boolean };
+  };
+  if (isForGood) line.isOpen = false;
   const { open } = line;
   let onGap = () => {};
   line.open = async (ears) => {
