@@ -760,7 +760,7 @@ export class DistributedLock implements AsyncDisposable {
    * @throws {LockBackendError} The server could not be asked, or failed.
    * @throws {LockLostError} Of several keys, one was lost before the last came.
    * @throws {LockError} It was handed over by `toJSON()`, and the owner is one of
-   * the caller's choice; or it was released meanwhile (`LOCK_NOT_HELD`).
+   * the caller's choice (`LOCK_NOT_HELD`).
    */
   acquire(): Promise<boolean> {
     if (this.isAcquired()) return Promise.resolve(true);
@@ -801,7 +801,7 @@ export class DistributedLock implements AsyncDisposable {
       }
       if (!isOurs) return false;
     }
-    // The first may be over by the time of the last, or have been released.
+    // The first may be over by the time of the last.
     if (this.#others !== ALONE) {
       try {
         this.assertHeld();
@@ -816,7 +816,8 @@ export class DistributedLock implements AsyncDisposable {
   /**
    * Makes the lock last `ttl` seconds from now, which may be less than is left.
    * Of a lock that is renewed, the next renewal makes it the first `ttl` again
-   * where it is less.
+   * where it is less. After one without an answer, which may come about at any
+   * time, a later one counts for no longer than that.
    *
    * @param ttl Seconds; by default as many as it was acquired for.
    * @throws {LockLostError} It was lost, or is as of now.
@@ -907,6 +908,11 @@ export class DistributedLock implements AsyncDisposable {
    * lock counts as released all the same: it expires, if not released again.
    */
   release(): Promise<boolean> {
+    const acquiring = this.#acquiring;
+    if (acquiring !== undefined) {
+      // What is under way is to be given back as well.
+      return acquiring.then(() => this.release(), () => this.release());
+    }
     if (this.#others === ALONE) return this.#release();
     const locks = [this, ...this.#others];
     const all = locks.map((one) => one.#release());
@@ -1013,6 +1019,16 @@ export class DistributedLock implements AsyncDisposable {
    * @throws {LockLostError} The lock was lost before the end of the block.
    */
   async [Symbol.asyncDispose](): Promise<void> {
+    const acquiring = this.#acquiring;
+    if (acquiring !== undefined) {
+      const { ttlMs } = this.#claim;
+      try {
+        await within(clockOf(this.#backend), ttlMs, () => acquiring);
+      } catch {
+        // Without an answer so far: what comes of it is given back then.
+        acquiring.then(() => this.#finish(), () => {});
+      }
+    }
     const loss = await this.#finish();
     if (loss !== undefined) throw loss;
   }
@@ -1064,8 +1080,8 @@ export class DistributedLock implements AsyncDisposable {
    * And it is to be resumed once: who resumes it twice has two holders.
    *
    * @throws {LockLostError} It was lost.
-   * @throws {LockError} It was released or never acquired, or is just being
-   * extended (`LOCK_NOT_HELD`).
+   * @throws {LockError} It was released or never acquired; or it is just being
+   * extended, or was without an answer, which may be done yet (`LOCK_NOT_HELD`).
    *
    * @example
    * ```ts
@@ -1085,10 +1101,10 @@ export class DistributedLock implements AsyncDisposable {
     const keeper = this.#keeper!;
     const { key, owner, ttlMs } = this.#claim;
     const all = [this, ...this.#others];
-    if (all.some((one) => one.#keeper!.isBeingExtended)) {
+    if (all.some((one) => one.#keeper!.mayBeCut)) {
       // It could cut the lease short after the other has asked what is left.
-      const message =
-        `The lock "${key}" is being extended: wait for that first`;
+      const why = "is being extended, or was without an answer";
+      const message = `The lock "${key}" can't be handed over: it ${why}`;
       throw new LockError("LOCK_NOT_HELD", key, message);
     }
     const { autoExtend, maxHoldMs } = this.#terms;

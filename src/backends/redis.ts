@@ -178,14 +178,18 @@ export class RedisBackend implements Backend {
     return this.line;
   }
 
-  tryAcquire(claim: Claim): Promise<Grant | Refusal> {
-    return this.tryAcquireThen(claim, (answer) => answer);
+  tryAcquire(
+    claim: Claim,
+    onRefused?: () => void,
+  ): Promise<Grant | Refusal> {
+    return this.tryAcquireThen(claim, (answer) => answer, onRefused);
   }
 
   // By then() rather than await, as in run(): it is done for every lock.
   tryAcquireThen<T>(
     claim: Claim,
     then: (answer: Grant | Refusal) => T,
+    onRefused?: () => void,
   ): Promise<T> {
     const { key, owner, ttlMs } = claim;
     const port = this.#port;
@@ -193,7 +197,7 @@ export class RedisBackend implements Backend {
     if (!this.#cleanUps.isEmpty) {
       const cleaned = this.#cleanUps.callOff(owner + key);
       if (cleaned !== undefined) {
-        return cleaned.then(() => this.tryAcquireThen(claim, then));
+        return cleaned.then(() => this.tryAcquireThen(claim, then, onRefused));
       }
     }
     this.#departures?.before(key);
@@ -214,6 +218,7 @@ export class RedisBackend implements Backend {
       // As text: a client may be told to give bytes.
       if (reply === "OK" || String(reply) === "OK") return then(GRANTED);
       if (reply === null || reply === undefined) {
+        onRefused?.();
         return this.#whyRefused(claim).catch(failed).then(then);
       }
       return this.#notAReply(claim, reply);
@@ -531,7 +536,13 @@ export class RedisBackend implements Backend {
 
   /** Somebody stands in line for what was acquired without. */
   async #handOver(hold: Hold): Promise<Verdict> {
-    const { verdict, called } = await handOver(this.#port, hold, this.line);
+    const { verdict, called } = await handOver(this.#port, hold, this.line)
+      .catch((error) => {
+        this.line?.lookAround();
+        throw error;
+      });
+    // An answer that named one of ours may have been lost.
+    if (verdict !== "done") this.line?.lookAround();
     // Once it was told of the release.
     if (called !== undefined) {
       void afterwards(() => this.line?.call(called));
@@ -768,6 +779,11 @@ class RedisLine implements Line {
     return handOver(this.#port, hold, this, next);
   }
 
+  /** Has all of this process ask, of whom one may have the turn by now. */
+  lookAround(): void {
+    this.#ears?.onGap();
+  }
+
   /** Tells one of this process whose turn it is. */
   call({ owner, turn }: Called): void {
     this.#ears?.onTurn(owner, turn);
@@ -986,7 +1002,9 @@ type Companion = "line" | "watch" | "fence" | "seen" | "burst";
 /**
  * A key beside `key`, in the slot of a Cluster where that is: by the hash tag
  * that it has, or as a whole where it has none. A key without one that contains
- * a brace can't be made a tag itself: then a tag stands for its slot.
+ * a brace can't be made a tag itself: then a tag stands for its slot. Each has
+ * its own: `a` and `{a}` would have the same, as would a key that begins with
+ * such a tag, and so those end otherwise.
  */
 function companion(
   { keyPrefix }: Port,
@@ -996,17 +1014,19 @@ function companion(
   if (keyPrefix) {
     // What the client puts before both counts as well, unless it has a tag.
     const whole = keyPrefix + key;
-    if (tagOf(whole) === whole) {
-      return `{${tagFor(slotOf(whole))}}:${key}:${what}`;
-    }
+    if (tagOf(whole) === whole) return bySlot(whole, key, what);
   }
   if (!key.includes("}")) return `{${key}}:${what}`;
-  return tagOf(key) === key
-    ? `{${tagFor(slotOf(key))}}:${key}:${what}`
-    : `${key}:${what}`;
+  if (tagOf(key) === key) return bySlot(key, key, what);
+  const isAllTag = key.length === tagOf(key).length + 2;
+  return isAllTag ? `${key}:${what}:tag` : `${key}:${what}`;
+}
+
+function bySlot(whole: string, key: string, what: Companion): string {
+  return `{${tagFor(slotOf(whole))}}:${key}:${what}:slot`;
 }
 
 /** Whether `key` is one of those. */
 function isCompanion(key: string): boolean {
-  return /\{[^}]+\}.*:(line|watch|fence|seen)$/s.test(key);
+  return /\{[^}]+\}.*:(line|watch|fence|seen)(:tag|:slot)?$/s.test(key);
 }

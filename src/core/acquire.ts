@@ -38,6 +38,7 @@ export function claimFor(
  *
  * @param settle What to make of the keeper of the hold, or of the refusal.
  * @param watch By whom to ask, so as to be told of the release.
+ * @param onRefused See `Backend.tryAcquire()`.
  * @throws The signal's reason, at once, if it was aborted before.
  * @throws {LockBackendError} As a rejection: the server could not be asked, or
  * its grant came when the lease was over already.
@@ -48,6 +49,7 @@ export function acquire<T>(
   terms: Terms,
   settle: (answer: Keeper | Refusal) => T,
   watch?: Watch,
+  onRefused?: () => void,
 ): Promise<T> {
   const { signal, fencing } = terms;
   if (signal?.aborted) throw signal.reason;
@@ -58,13 +60,13 @@ export function acquire<T>(
     );
   const isPlain = signal === undefined && watch === undefined && !fencing;
   if (isPlain && backend.tryAcquireThen !== undefined) {
-    return backend.tryAcquireThen(claim, answered);
+    return backend.tryAcquireThen(claim, answered, onRefused);
   }
   const attempt = watch !== undefined
     ? watch.tryAcquire(claim, fencing)
     : fencing
     ? backend.tryAcquireFenced!(claim)
-    : backend.tryAcquire(claim);
+    : backend.tryAcquire(claim, onRefused);
   const answer = signal === undefined ? attempt : orAborted(
     attempt,
     signal,

@@ -112,8 +112,13 @@ export interface Backend {
   readonly clock?: Clock;
   /** Told of every transition of every lock made on this backend. */
   readonly onEvent?: (event: LockEvent) => void;
-  /** Takes the key unless somebody has it; granted again to its own owner. */
-  tryAcquire(claim: Claim): Promise<Grant | Refusal>;
+  /**
+   * Takes the key unless somebody has it; granted again to its own owner.
+   *
+   * @param onRefused Called as soon as it is known that there is a hold, if the
+   * answer has to wait for more: whose it is, and for how long.
+   */
+  tryAcquire(claim: Claim, onRefused?: () => void): Promise<Grant | Refusal>;
   /**
    * The same, and `then` with what came of it, by one promise for both: where
    * thousands are asked for at a time, each layer of promises shows.
@@ -121,6 +126,7 @@ export interface Backend {
   tryAcquireThen?<T>(
     claim: Claim,
     then: (answer: Grant | Refusal) => T,
+    onRefused?: () => void,
   ): Promise<T>;
   /** The same, and draws a fencing token in the same round trip. */
   tryAcquireFenced?(claim: Claim): Promise<Grant | Refusal>;

@@ -95,6 +95,8 @@ export class Keeper {
   /** How many extensions by hand are, and when the last was sent. */
   #byHand = 0;
   #sentByHand: Moment | undefined;
+  /** The shortest lease that one without an answer may still make of any. */
+  #mostMs = Infinity;
   #controller: AbortController | undefined;
   #callOff: (() => void) | undefined;
   /** What looks again which of two clocks is right. */
@@ -234,6 +236,11 @@ export class Keeper {
     return this.#byHand > 0;
   }
 
+  /** Whether what was extended by hand may yet cut short any later lease. */
+  get mayBeCut(): boolean {
+    return this.isBeingExtended || this.#mostMs < Infinity;
+  }
+
   /** A renewal in the background is under way: extensions by hand wait for it. */
   isBeingRenewed(extension: Promise<unknown>): void {
     const all = Promise.all([this.#renewing, extension])
@@ -281,6 +288,10 @@ export class Keeper {
       this.#sentByHand = asked;
       const claim = { ...this.claim, ttlMs };
       const [answer] = await extendAll(this.backend, [claim]);
+      const isSilence = answer instanceof LockBackendError &&
+        answer.reply === undefined;
+      // It may be done yet, at any time from now on.
+      if (isSilence) this.#mostMs = Math.min(this.#mostMs, ttlMs);
       this.answered(answer, asked, ttlMs);
       return answer;
     });
@@ -491,7 +502,7 @@ export class Keeper {
 
   #count(asked: Moment, ttlMs: number): void {
     this.#asked = asked;
-    this.#ttlMs = ttlMs;
+    this.#ttlMs = Math.min(ttlMs, this.#mostMs);
     this.#isInDoubt = false;
     if (this.#isWatched) this.#watch();
     this.#plan();

@@ -44,8 +44,9 @@ const TURN_MS = 10;
  * and then the release has the party stand there, without a command more.
  */
 const STAND_MS = 15;
-/** Where something is to be asked anyway, so much else that is due soon, too. */
-const TOGETHER_MS = HEARTBEAT_MS / 4;
+/** Where something is to be asked anyway, so much else that is due soon, too: in
+ * half a period all come together by and by. */
+const TOGETHER_MS = HEARTBEAT_MS / 2;
 /** How soon after the end of somebody's lease to ask. */
 const AFTER_MS = 4;
 /** How soon after a failure to ask again. */
@@ -76,6 +77,8 @@ const POLL_HEAD_MS = 120;
 const POLL_LAST_MS = 1_000;
 /** And by and by so often, while there is no answer: each may stay open. */
 const SILENCE_MS = 30_000;
+/** For how long it is known that a hold goes on elsewhere. */
+const GONE_MS = 300_000;
 /** How often to try whether we can be called again. */
 const LISTEN_AGAIN_MS = 5_000;
 /** How often in a row one is passed over before one asks instead. */
@@ -114,6 +117,8 @@ class Party {
   isStale = false;
   /** How many questions in a row have had no answer so far. */
   unanswered = 0;
+  /** Whether it has been said that somebody else has the key. */
+  wasRefused = false;
   /** When it was asked for first: no turn of it began before. */
   since: Moment | undefined;
   /** When its turn began, and by whom it is held; or has been, until lost. */
@@ -193,7 +198,7 @@ export class LocalTurn {
     if (lease === undefined || lease.ms > ttlMs) return;
     // Nor is one of use to it that is shorter than what a turn would bring.
     if (lease.ms < Math.min(ttlMs, SHORT_MS)) return;
-    if (keeper.isBeingExtended) return;
+    if (keeper.mayBeCut) return;
     const now = this.#room.now();
     const isInTime = now - this.beganAt < TURN_MS &&
       now - lease.asked.now < lease.ms / 2;
@@ -258,8 +263,9 @@ export class Room {
   readonly #standing = new Map<string, Party>();
   /** Who holds a key by a turn, by owner: to be told if it is ended by force. */
   readonly #seated = new Map<string, Keeper>();
-  /** Who held one that goes on elsewhere, by owner. */
-  readonly #gone = new Map<string, Keeper>();
+  /** Whose hold goes on elsewhere, by owner, and until when that is known: what
+   * was asked before may be answered long after the lease that we know of. */
+  readonly #gone = new Map<string, number>();
   #sweepAt = 64;
   /**
    * The attempts of those who try in passing, by key. What is over stays for a
@@ -440,6 +446,7 @@ export class Room {
     if (refusal === undefined) party.waiters.push(waiter);
     else {
       party.waiters.unshift(waiter);
+      party.wasRefused = true;
       const { retryAfterMs } = refusal;
       if (retryAfterMs !== undefined) {
         party.freeAt ??= this.#clock.now() + retryAfterMs;
@@ -762,6 +769,9 @@ export class Room {
     this.#seated.set(owner, keeper);
     if (this.#seated.size >= this.#sweepAt) this.#sweep();
     if (party.waiters.length > 0) this.#awaitEnd(party, turn);
+    // Asked for by one who has left, it would keep the others out for longer
+    // than this one wants should it crash; and a renewal shortens nothing.
+    if (lease.ms > ttlMs) keeper.extend(ttlMs).catch(() => {});
     waiter.seat(keeper);
   }
 
@@ -786,14 +796,14 @@ export class Room {
 
   /**
    * Ends a turn, and not the hold: who is left of us stands in line. The owner
-   * stays known for as long as the lease lasts: an answer that comes late must
-   * not give back what another process goes on with.
+   * stays known for a while: an answer that comes late must not give back what
+   * another process goes on with.
    */
   drop(turn: LocalTurn, owner: string): void {
     const { party } = turn;
-    const keeper = this.#seated.get(owner);
-    this.#seated.delete(owner);
-    if (keeper !== undefined) this.#gone.set(owner, keeper);
+    if (this.#seated.delete(owner)) {
+      this.#gone.set(owner, this.#clock.now() + GONE_MS);
+    }
     if (this.#gone.size >= this.#sweepAt) this.#sweep();
     if (party.turn !== turn) return;
     party.turn = undefined;
@@ -922,7 +932,8 @@ export class Room {
   }
 
   /** Whether nobody has said yet that the key is taken. */
-  #isUnanswered({ key, asked, isAsked, turn }: Party): boolean {
+  #isUnanswered({ key, asked, isAsked, turn, wasRefused }: Party): boolean {
+    if (wasRefused) return false;
     const tried = this.#trying.get(key);
     const isTrying = tried !== undefined && tried.keeper === undefined;
     return asked === undefined && turn === undefined &&
@@ -936,6 +947,7 @@ export class Room {
     party.wish = undefined;
     party.isAsked = false;
     party.since = undefined;
+    party.wasRefused = false;
     party.asked = undefined;
     party.place = undefined;
     party.freeAt = undefined;
@@ -978,10 +990,11 @@ export class Room {
         this.#close(party);
       }
     }
-    for (const all of [this.#seated, this.#gone]) {
-      for (const [owner, keeper] of all) {
-        if (keeper.isOver) all.delete(owner);
-      }
+    for (const [owner, keeper] of this.#seated) {
+      if (keeper.isOver) this.#seated.delete(owner);
+    }
+    for (const [owner, until] of this.#gone) {
+      if (this.#clock.now() >= until) this.#gone.delete(owner);
     }
     this.#sweepAt = Math.max(64, this.#seated.size * 2, this.#gone.size * 2);
   }

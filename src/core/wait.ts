@@ -163,9 +163,16 @@ function tryInPassing<T>(
       const rest = isUnhurried ? patience : { ...patience, waitMs: leftMs };
       resolve(waitInLine(room, wanted, terms, rest, settle, refusal));
     };
+    /** The server's no, of which more was still to be asked. */
+    let refusal: Refusal | undefined;
     const attempt = room.watch(key, waitMs, (leftMs) => {
-      if (leftMs > 0) stand(leftMs);
-      else reject(unanswered(key, waitMs));
+      if (leftMs > 0) return stand(leftMs, refusal);
+      if (refusal === undefined) return reject(unanswered(key, waitMs));
+      try {
+        resolve(settle(refusal));
+      } catch (error) {
+        reject(error);
+      }
     });
     const goOn = (refusal?: Refusal) => {
       stand(room.unwatch(attempt), refusal);
@@ -190,7 +197,9 @@ function tryInPassing<T>(
       } else goOn(answer);
     };
     try {
-      acquire(backend, claim, terms, answered).catch(failed);
+      const onRefused = () => void (refusal = { granted: false });
+      acquire(backend, claim, terms, answered, undefined, onRefused)
+        .catch(failed);
     } catch (error) {
       failed(error);
     }

@@ -78,7 +78,18 @@ for (const { name, isCalled, open } of clusterClients) {
 
   test(`${name}: every legal key can be locked and waited for`, async () => {
     await using it = await open(cluster.urls);
-    const keys = ["plain", "{tag}x", "a{b}c}", "a}b", "{}x", "x{", "}{", "{}"];
+    const keys = [
+      "plain",
+      "{tag}x",
+      "a{b}c}",
+      "a}b",
+      "{}x",
+      "x{",
+      "}{",
+      "{}",
+      "tag",
+      "{tag}",
+    ];
     await Promise.all(keys.map(async (key) => {
       const lock = await acquireLock(it.client, key, { fencing: true });
       const next = acquireLock(it.client, key, {
@@ -96,7 +107,7 @@ for (const { name, isCalled, open } of clusterClients) {
     }));
     const [sizes, fences] = await Promise.all([
       cluster.command("DBSIZE"),
-      cluster.command("KEYS", "*:fence"),
+      cluster.command("KEYS", "*:fence*"),
     ]);
     const sum = sizes.reduce<number>((sum, size) => sum + Number(size), 0);
     assertEquals(sum, fences.flat().length, "more than fences is left");

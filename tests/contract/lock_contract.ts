@@ -629,6 +629,26 @@ export function lockContract(
     assertEquals(await rival.release(), true);
   });
 
+  holds("a release gives back what is just being acquired", async ({
+    on,
+    key,
+  }) => {
+    const lock = new DistributedLock(on, key, "my-own-value", 10);
+    const acquiring = lock.acquire();
+    assertEquals(await lock.release(), true);
+    assertEquals(await acquiring, true);
+    assertFalse(lock.isAcquired());
+    let inBlock: Promise<boolean>;
+    {
+      await using another = new DistributedLock(on, key, "another", 10);
+      inBlock = another.acquire();
+    }
+    assertEquals(await inBlock, true);
+    const next = new DistributedLock(on, key, "next", 10);
+    assertEquals(await next.acquire(), true);
+    assertEquals(await next.release(), true);
+  });
+
   holds("a handle can be acquired again, as another hold", async ({
     on,
     key,

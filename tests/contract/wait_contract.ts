@@ -130,6 +130,31 @@ export function waitContract(
     };
   }
 
+  waits("a key and the same in braces are two", async (world) => {
+    const { here, there, key, hold, wait, served } = world;
+    const braced = `{${key}}`;
+    const acquire = ({ on, options }: Side) =>
+      acquireLock(on, braced, {
+        ...{ ttl: 10, waitMs: 15_000, ...options },
+        throwOnFail: true,
+      });
+    const [plain, other] = [await hold(), await acquire(here)];
+    const next = acquire(there);
+    if (hasLine) {
+      await soon(
+        world,
+        "one is in line",
+        async () => (await inspectLock(here.on, braced)).waiting === 1,
+      );
+    }
+    assertEquals(await plain.release(), true);
+    assertEquals((await inspectLock(here.on, key)).held, false);
+    await (await served(wait(there))).release();
+    assert(other.isAcquired());
+    assertEquals(await other.release(), true);
+    assertEquals(await (await served(next)).release(), true);
+  });
+
   waits("a key that is free is had at once", async ({ wait, here, served }) => {
     const lock = await served(wait(here));
     assert(lock.isAcquired());

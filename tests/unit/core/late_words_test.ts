@@ -4,6 +4,7 @@ import {
   assertEquals,
   assertInstanceOf,
   assertRejects,
+  assertThrows,
 } from "@std/assert";
 
 import {
@@ -11,6 +12,7 @@ import {
   type Backend,
   DistributedLock,
   LockBackendError,
+  LockError,
   LockReplicationError,
 } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
@@ -94,6 +96,35 @@ test("an extension by hand goes past a renewal without an answer", async () => {
   await extending;
   assert(lock.isAcquired());
   await lock.release();
+});
+
+test("an extension without an answer may cut short a later one, and is counted with", async () => {
+  const clock = new FakeClock();
+  const world = memory({ clock });
+  let arrive = () => {};
+  let times = 0;
+  const on = changedMany(world, {
+    extend(...args: Parameters<Backend["extend"]>) {
+      if (++times > 1) return world.extend(...args);
+      // Given up by the client, and still on its way.
+      arrive = () => void world.extend(...args);
+      const error = new LockBackendError("k", "Command timed out");
+      return Promise.resolve([error]);
+    },
+  });
+  const options = { ttl: 3, waitMs: 9_000 };
+  const lock = await acquireLock(on, "k", options);
+  await assertRejects(() => lock.extend(), LockBackendError);
+  await lock.extend(60);
+  assert(lock.remainingMs <= 3_000, `${lock.remainingMs} ms`);
+  assertThrows(() => lock.toJSON(), LockError, "without an answer");
+  const next = acquireLock(on, "k", options);
+  await clock.advance(2_000);
+  arrive();
+  await clock.advance(1_500);
+  assertEquals(lock.isAcquired(), false);
+  await clock.advance(2_000);
+  (await next).assertHeld();
 });
 
 test("two clocks in doubt outlast a server that is not ready", async () => {

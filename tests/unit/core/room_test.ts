@@ -10,6 +10,7 @@ import {
   acquireLock,
   type Backend,
   DistributedLock,
+  inspectLock,
   LockBackendError,
   LockNotAcquiredError,
 } from "@dreamer/utils/lock";
@@ -240,6 +241,72 @@ test("who is passed over again and again asks instead", async () => {
   await holder.release();
   await settle();
   (await waiting).assertHeld();
+});
+
+test("a long lease of one who has left is not that of the next", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const holder = await on.tryAcquire({ key: "k", owner: "dead", ttlMs: 3_000 });
+  assert(holder.granted);
+  const call = new AbortController();
+  const { signal } = call;
+  const long = caught(
+    acquireLock(on, "k", { ttl: 60, waitMs: Infinity, signal }),
+  );
+  await settle();
+  const short = acquireLock(on, "k", { ttl: 1, waitMs: Infinity });
+  await settle();
+  call.abort(new Error("enough"));
+  await long;
+  await clock.advance(3_100);
+  const lock = await short;
+  const { remainingMs } = await inspectLock(on, "k");
+  assert(remainingMs! <= 1_000, `${remainingMs} ms`);
+  assertEquals(await lock.release(), true);
+});
+
+test("what the server has refused is not taken for no answer", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { tryAcquire } = on;
+  const { stand } = on.line!;
+  await acquireLock(on, "k", { ttl: 60 });
+  const options = { waitMs: 100, throwOnFail: false } as const;
+  // Whose it is, and for how long, is still to be asked.
+  on.tryAcquire = (_claim, onRefused) => {
+    onRefused?.();
+    return new Promise(() => {});
+  };
+  const first = caught(acquireLock(on, "k", options));
+  await clock.advance(150);
+  assertEquals(await first, null);
+  // Refused, it is to stand in line.
+  on.tryAcquire = tryAcquire;
+  on.line!.stand = () => new Promise(() => {});
+  const second = caught(acquireLock(on, "k", options));
+  await clock.advance(150);
+  assertEquals(await second, null);
+  on.line!.stand = stand;
+});
+
+test("all of a process ask in the same command, whenever they came", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line!;
+  const all: Promise<unknown>[] = [];
+  for (let i = 0; i < 8; i++) {
+    await acquireLock(on, `k${i}`, { ttl: 60 });
+    all.push(caught(acquireLock(on, `k${i}`, { waitMs: 50_000 })));
+    await clock.advance(310);
+  }
+  await clock.advance(5_000);
+  const { stand } = line;
+  let times = 0;
+  line.stand = (...args) => (times++, stand.apply(line, args));
+  await clock.advance(12_000);
+  assert(times <= 10, `${times} questions in ten periods`);
+  await clock.advance(50_000);
+  await Promise.all(all);
 });
 
 test("who asks, and has no answer to one question, asks on", async () => {
@@ -482,34 +549,51 @@ test("patience that runs out says where one stood, and for how long it is taken"
   }
 });
 
-test("a late answer leaves alone what was handed to another process", async () => {
-  const clock = new FakeClock();
-  const on = memory({ clock });
-  const { line } = on;
-  const { stand } = line!;
-  const holder = await acquireLock(on, "k");
-  let isLate = false;
-  let arrive = () => {};
-  const arrival = new Promise<void>((go) => arrive = go);
-  line!.stand = async (...wishes) => {
-    const answers = await stand.apply(line, wishes);
-    if (isLate) await arrival;
-    return answers;
-  };
-  const waiting = acquireLock(on, "k", { ttl: 10, waitMs: 10_000 });
-  await settle();
-  await clock.advance(100);
-  // The next question, which comes after 1.2 s, has no answer for now.
-  isLate = true;
-  await clock.advance(1_300);
-  await holder.release();
-  const json = JSON.stringify(await waiting);
-  const resumed = await DistributedLock.resume(on, json);
-  arrive();
-  await settle();
-  await resumed.extend();
-  assertEquals(await resumed.release(), true);
-});
+for (const within of [true, false]) {
+  const when = within ? "in time" : "after the lease that is known here";
+  test(`a late answer leaves alone what was handed to another process, ${when}`, async () => {
+    const clock = new FakeClock();
+    const on = memory({ clock });
+    const { line } = on as { line: Line & { isOpen?: boolean } };
+    // Looked after, as one that can be closed.
+    line.isOpen = true;
+    const { stand } = line!;
+    const holder = await acquireLock(on, "k");
+    // Somebody waits here all the while.
+    await acquireLock(on, "other", { ttl: 600 });
+    const call = new AbortController();
+    const busy = caught(
+      acquireLock(on, "other", { waitMs: Infinity, signal: call.signal }),
+    );
+    let isLate = false;
+    let arrive = () => {};
+    const arrival = new Promise<void>((go) => arrive = go);
+    line!.stand = async (...wishes) => {
+      const answers = await stand.apply(line, wishes);
+      if (isLate) await arrival;
+      return answers;
+    };
+    const waiting = acquireLock(on, "k", { ttl: 10, waitMs: 10_000 });
+    await settle();
+    await clock.advance(100);
+    // The next question, which comes after 1.2 s, has no answer for now.
+    isLate = true;
+    await clock.advance(1_300);
+    await holder.release();
+    const json = JSON.stringify(await waiting);
+    const resumed = await DistributedLock.resume(on, json);
+    if (!within) {
+      await resumed.extend(60);
+      await clock.advance(12_000);
+    }
+    arrive();
+    await settle();
+    await resumed.extend();
+    assertEquals(await resumed.release(), true);
+    call.abort();
+    await busy;
+  });
+}
 
 test("tokens rise however many a turn may serve", async () => {
   const clock = new FakeClock();
