@@ -239,6 +239,9 @@ function portOf(on: unknown): Port | undefined {
     return ioredis(on as IoredisClient);
   }
   if (typeof client.isOpen === "boolean" && has("set", "eval", "evalSha")) {
+    // Its commands answer by a callback then, and give nothing back.
+    const { legacyMode } = (client.options ?? {}) as { legacyMode?: unknown };
+    if (legacyMode === true) return undefined;
     return nodeRedis(on as NodeRedisClient);
   }
   if (has("createScript", "exec")) return upstash(on as UpstashClient);

@@ -114,8 +114,7 @@ function toWaiter({ owner, waitedMs }: Standee): LockWaiter {
  * which holds nobody up but takes time where there are many keys of any kind.
  *
  * Every string key that matches is taken for a lock, but for those that are
- * named as what stands beside one (`{…}:line`, `:fence`, `:seen`, `:watch`; with
- * `:tag` or `:slot` behind it as well). One
+ * named as what stands beside one (`{…}…:line`, `:fence`, `:seen`, `:watch`). One
  * that was acquired or released meanwhile may or may not be there; none comes
  * twice.
  *

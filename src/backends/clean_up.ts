@@ -4,13 +4,14 @@
  * one thing at a time, however much is owed to it; once it answers, for all.
  */
 
-import { systemClock, within } from "../core/clock.ts";
+import { systemClock } from "../core/clock.ts";
 
 /** Between two tries, at first and at most. */
 const FIRST_MS = 10;
 const LAST_MS = 200;
-/** After so long without an answer a try counts as lost: it is made again. */
+/** After so long without an answer a try counts as lost at first, and how often. */
 const LOST_MS = 1_000;
+const MOST_LOST = 2;
 
 /** One thing to undo. */
 interface Debt {
@@ -18,8 +19,10 @@ interface Debt {
   attempt(): Promise<void>;
   /** From when on there is nothing to undo any more. */
   readonly until: number;
-  /** The latest try, until it is answered or counts as lost. */
+  /** The latest try, until it is answered. */
   underWay: Promise<void> | undefined;
+  /** How often one counted as lost. */
+  lost: number;
   /** Settles once all tries have been answered, and how many have not. */
   answered: Promise<unknown>;
   unanswered: number;
@@ -50,6 +53,7 @@ export class CleanUps {
       attempt,
       until,
       underWay: undefined,
+      lost: 0,
       answered,
       unanswered: 0,
     };
@@ -68,25 +72,40 @@ export class CleanUps {
   }
 
   #settle(name: string, debt: Debt): void {
-    const attempt = debt.attempt();
-    debt.unanswered++;
-    const done = debt.underWay = attempt.then(() => {
+    const isOwed = () => this.#debts.get(name) === debt;
+    // Lost on its way it is sent again; but not for ever, as where a client keeps
+    // all that it is given until the server is back.
+    const callOff = debt.lost === MOST_LOST ? () => {} : systemClock.setTimer(
+      () => {
+        const isOver = systemClock.now() >= debt.until || this.#isClosed();
+        if (debt.underWay !== attempt || !isOwed() || isOver) return;
+        debt.lost++;
+        this.#settle(name, debt);
+      },
+      LOST_MS * 2 ** debt.lost,
+    );
+    const answered = () => {
+      callOff();
       debt.unanswered--;
-      if (this.#debts.get(name) === debt) this.#drop(name);
+    };
+    debt.unanswered++;
+    const attempt: Promise<void> = debt.attempt().then(() => {
+      answered();
+      if (isOwed()) this.#drop(name);
       this.#settleAll();
-    }, () => void debt.unanswered--);
-    debt.answered = Promise.all([debt.answered, done]);
-    within(systemClock, LOST_MS, () => attempt).catch(() => {
-      // Answered since, or sent again.
-      if (debt.underWay !== done) return;
+    }, () => {
+      answered();
+      if (debt.underWay !== attempt) return;
       debt.underWay = undefined;
-      if (this.#debts.get(name) !== debt) return;
+      if (!isOwed()) return;
       if (this.#isClosed()) return this.#drop(name);
       // Behind the others, which may be asked for sooner.
       this.#debts.delete(name);
       this.#debts.set(name, debt);
       this.#settleLater();
     });
+    debt.underWay = attempt;
+    debt.answered = Promise.all([debt.answered, attempt]);
   }
 
   #drop(name: string): void {

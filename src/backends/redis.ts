@@ -336,14 +336,16 @@ export class RedisBackend implements Backend {
       return (await Promise.all(each)).flat();
     }
     const [claim] = claims;
-    const isBrief = claim.ttlMs < HEARTBEAT_MS && this.line !== undefined;
-    if (isBrief && claims.length === 1 && !atLeast) {
+    const isBrief = claim.ttlMs < HEARTBEAT_MS && claims.length === 1 &&
+      !atLeast && this.line !== undefined;
+    // A slot of a Cluster that is being moved takes scripts of one key only.
+    if (isBrief && !this.#port.isCluster) {
       const answer = await this.#extendBriefly(claim);
       // With no right to the line, one may have one to the key.
       if (typeof answer === "string" || !isAboutSome(answer)) return [answer];
     }
     try {
-      return await run(
+      const verdicts = await run(
         this.#port,
         EXTEND,
         claims.map(({ key }) => key),
@@ -352,6 +354,8 @@ export class RedisBackend implements Backend {
           ...atLeast ? ["1"] : [],
         ],
       );
+      if (isBrief && this.#port.isCluster) this.#hint(claim);
+      return verdicts;
     } catch (cause) {
       const errors = claims.map(({ key }) => failure("extend", key, cause));
       if (claims.length === 1 || !isAboutSome(errors[0])) return errors;
@@ -415,13 +419,23 @@ export class RedisBackend implements Backend {
         return { verdict: now.verdict, leftMs };
       }
       const at = Math.round(now.endsAt + byMs).toFixed();
-      const sooner = byMs < 0 && this.line !== undefined
+      const isSooner = byMs < 0 && this.line !== undefined;
+      const sooner = isSooner && !this.#port.isCluster
         ? await this.#endSooner(key, owner, at)
         : undefined;
-      return sooner ?? await run(this.#port, END_AT, [key], [owner, at]);
+      if (sooner !== undefined) return sooner;
+      const standing = await run(this.#port, END_AT, [key], [owner, at]);
+      if (isSooner) this.#hint({ key, owner });
+      return standing;
     } catch (cause) {
       throw failure("extend", key, cause);
     }
+  }
+
+  /** Has who is first in line know of an end that is near, if that can be done. */
+  #hint({ key, owner }: Hold): void {
+    const keys = keysOf(this.#port, key).slice(0, 2);
+    run(this.#port, REMIND, keys, [owner]).catch(() => {});
   }
 
   /** Undefined where one has no right to the line, or can't reach it. */
@@ -1000,11 +1014,10 @@ function keysOf(port: Port, key: string): [string, string, string] {
 type Companion = "line" | "watch" | "fence" | "seen" | "burst";
 
 /**
- * A key beside `key`, in the slot of a Cluster where that is: by the hash tag
- * that it has, or as a whole where it has none. A key without one that contains
- * a brace can't be made a tag itself: then a tag stands for its slot. Each has
- * its own: `a` and `{a}` would have the same, as would a key that begins with
- * such a tag, and so those end otherwise.
+ * A key beside `key`, in the slot of a Cluster where that is, and beside no other
+ * key. Without a closing brace the key becomes a hash tag as a whole; else it
+ * stands behind one, its own or, where it has none, one for its slot. Named like
+ * the key, that of `{a}` would be that of `a`.
  */
 function companion(
   { keyPrefix }: Port,
@@ -1014,19 +1027,16 @@ function companion(
   if (keyPrefix) {
     // What the client puts before both counts as well, unless it has a tag.
     const whole = keyPrefix + key;
-    if (tagOf(whole) === whole) return bySlot(whole, key, what);
+    if (tagOf(whole) === whole) {
+      return `{${tagFor(slotOf(whole))}}:${key}:${what}`;
+    }
   }
   if (!key.includes("}")) return `{${key}}:${what}`;
-  if (tagOf(key) === key) return bySlot(key, key, what);
-  const isAllTag = key.length === tagOf(key).length + 2;
-  return isAllTag ? `${key}:${what}:tag` : `${key}:${what}`;
-}
-
-function bySlot(whole: string, key: string, what: Companion): string {
-  return `{${tagFor(slotOf(whole))}}:${key}:${what}:slot`;
+  const own = tagOf(key);
+  return `{${own === key ? tagFor(slotOf(key)) : own}}:${key}:${what}`;
 }
 
 /** Whether `key` is one of those. */
 function isCompanion(key: string): boolean {
-  return /\{[^}]+\}.*:(line|watch|fence|seen)(:tag|:slot)?$/s.test(key);
+  return /\{[^}]+\}.*:(line|watch|fence|seen)$/s.test(key);
 }

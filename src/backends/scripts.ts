@@ -756,7 +756,7 @@ export const REMIND = define({
   local inbox = string.match(owner, "^(%x+%*?)", ${OWNER_LENGTH + 1})
   local left = redis.pcall("GET", lock) == owner and redis.call("PTTL", lock)
   if left and left <= ${SHORT_MS} then
-    call(inbox, "look " .. owner)
+    if inbox then call(inbox, "look " .. owner) end
     hint(line, left)
   end
 end`,

@@ -42,6 +42,11 @@ export interface NodeRedisEval {
   arguments: string[];
 }
 
+/** A chain of commands that is complete. */
+interface Chain {
+  execAsPipeline(): Promise<unknown[]>;
+}
+
 /** Members that not every kind of node-redis client has. */
 interface Extras {
   scan?(
@@ -51,9 +56,9 @@ interface Extras {
   /** A chain of commands, which all go by one connection or not at all. */
   multi(): {
     eval(script: string, options: NodeRedisEval): {
-      wait(replicas: number, ms: number): {
-        execAsPipeline(): Promise<unknown[]>;
-      };
+      /** Absent for a Cluster in version 4. */
+      wait?(replicas: number, ms: number): Chain;
+      addCommand(firstKey: undefined, words: string[]): Chain;
     };
   };
   readonly masters?: readonly { readonly address: string }[];
@@ -156,8 +161,11 @@ function portOf(client: NodeRedisClient, extras: Extras): Port {
       client.evalSha(sha, { keys: [...keys], arguments: [...args] }),
     async evalAndWait(lua, keys, args, replicas, ms) {
       const options = { keys: [...keys], arguments: [...args] };
-      const chain = extras.multi().eval(lua, options).wait(replicas, ms);
-      const [evaluated, waited] = await chain.execAsPipeline();
+      const chain = extras.multi().eval(lua, options);
+      const words = ["WAIT", String(replicas), String(ms)];
+      const whole = chain.wait?.(replicas, ms) ??
+        chain.addCommand(undefined, words);
+      const [evaluated, waited] = await whole.execAsPipeline();
       for (const reply of [evaluated, waited]) {
         if (reply instanceof Error) throw reply;
       }

@@ -44,17 +44,19 @@ const TURN_MS = 10;
  * and then the release has the party stand there, without a command more.
  */
 const STAND_MS = 15;
-/** Where something is to be asked anyway, so much else that is due soon, too: in
- * half a period all come together by and by. */
+/** Where something is to be asked anyway, so much else that is due soon, too: with
+ * half a period all come together by and by, where one command has room. */
 const TOGETHER_MS = HEARTBEAT_MS / 2;
+const TOGETHER_OF_MANY_MS = HEARTBEAT_MS / 4;
 /** How soon after the end of somebody's lease to ask. */
 const AFTER_MS = 4;
 /** How soon after a failure to ask again. */
 const RETRY_MS = 100;
 /** How long to wait for the first answer when patience is over already. */
 export const GRACE_MS = 15;
-/** How often to look after attempts that have no answer. */
+/** How often to look after attempts that have no answer, at most and at least. */
 const TICK_MS = 5;
+const TICK_LAST_MS = 50;
 /** How long to listen on when nobody waits any more. */
 const IDLE_MS = 1_000;
 /** How many wishes go into one command: a script holds everybody else up. */
@@ -115,10 +117,12 @@ class Party {
   isAsked = false;
   /** Whether what is under way may be answered as of before it was called. */
   isStale = false;
-  /** How many questions in a row have had no answer so far. */
+  /** How many questions in a row have had no answer so far, and when the last was
+   * sent. */
   unanswered = 0;
-  /** Whether it has been said that somebody else has the key. */
-  wasRefused = false;
+  sentAt = 0;
+  /** When it was said, before it stood in line, that somebody else has the key. */
+  refusedAt = -Infinity;
   /** When it was asked for first: no turn of it began before. */
   since: Moment | undefined;
   /** When its turn began, and by whom it is held; or has been, until lost. */
@@ -234,7 +238,8 @@ export interface Attempt {
   readonly key: string;
   /** When patience is over. */
   readonly until: number;
-  /** When it is too late for an answer; told with what is left of patience. */
+  readonly sentAt: number;
+  /** When it is late for an answer; told with what is left of patience. */
   readonly lateAt: number;
   readonly onLate: (leftMs: number) => void;
   /** Whether it is, and nobody waits for it any more. */
@@ -245,11 +250,6 @@ export interface Attempt {
   localTurns: number;
   /** Who came after it, and before its answer. */
   readonly followers: Party[];
-}
-
-/** Whether a lease that counts from `since` can't be known to last any more. */
-function isOver({ leftMs }: Turn, since: number, now: number): boolean {
-  return now - since >= leftMs - driftMs(leftMs);
 }
 
 /** The waiting room before the keys of one backend. */
@@ -274,7 +274,12 @@ export class Room {
    */
   readonly #trying = new Map<string, Attempt | undefined>();
   #sweepTriedAt = 1_000;
-  #isTicking = false;
+  #ticksAt = Infinity;
+  #callOffTick = () => {};
+  /** When the latest of the questions was sent that have had an answer. */
+  #heardOf = -Infinity;
+  /** When one was last repeated that may be lost, or merely slow. */
+  #probedAt = -Infinity;
   /** Who waits at each key for one of us who stands in line soon, or has it. */
   readonly #passing = new Map<
     string,
@@ -334,6 +339,7 @@ export class Room {
     const attempt: Attempt = {
       key,
       until,
+      sentAt: now,
       lateAt: Math.min(until, now + HEARTBEAT_MS),
       onLate,
       isLate: false,
@@ -344,19 +350,23 @@ export class Room {
     };
     if (this.#trying.size >= this.#sweepTriedAt) this.#forgetTried();
     this.#trying.set(key, attempt);
-    if (!this.#isTicking) this.#tick();
+    const { lateAt } = attempt;
+    if (this.#ticksAt === Infinity) this.#tickIn(TICK_MS);
+    else if (lateAt < this.#ticksAt) this.#tickIn(lateAt - now);
     return attempt;
   }
 
   /** It was refused, or failed: how much is left of the patience. */
   unwatch(attempt: Attempt): number {
-    const { key, until } = attempt;
+    const { key, until, sentAt } = attempt;
+    this.#heardOf = Math.max(this.#heardOf, sentAt);
     if (this.#trying.get(key) === attempt) this.#trying.set(key, undefined);
     return Math.max(1, until - GRACE_MS - this.#clock.now());
   }
 
   /** It was granted: a turn, if another of us comes in time. */
   remember(attempt: Attempt, keeper: Keeper, localTurns: number): void {
+    this.#heardOf = Math.max(this.#heardOf, attempt.sentAt);
     attempt.keeper = keeper;
     attempt.beganAt = this.#clock.now();
     attempt.localTurns = localTurns;
@@ -401,28 +411,48 @@ export class Room {
   }
 
   /** One timer for all, set now and then: most attempts are over before it. */
+  #tickIn(ms: number): void {
+    this.#callOffTick();
+    const inMs = Math.min(Math.max(ms, TICK_MS), TICK_LAST_MS);
+    this.#ticksAt = this.#clock.now() + inMs;
+    this.#callOffTick = this.#clock.setTimer(() => this.#tick(), inMs);
+  }
+
   #tick(): void {
-    this.#isTicking = true;
-    this.#clock.setTimer(() => {
-      this.#isTicking = false;
-      const now = this.#clock.now();
-      const late: Attempt[] = [];
-      let isWanted = false;
-      for (const attempt of this.#trying.values()) {
-        if (attempt === undefined || attempt.keeper !== undefined) continue;
-        if (attempt.lateAt <= now) late.push(attempt);
-        else isWanted = true;
-      }
-      // After a stall, what they wait for may have come and not been read yet; or
-      // a no, of which it is still to be asked for how long.
-      if (late.length > 0) {
-        const isStalled = late.some(({ lateAt }) => now - lateAt > GRACE_MS);
-        const ms = isStalled ? GRACE_MS : 0;
-        this.#clock.setTimer(() => this.#giveUp(late), ms);
-      }
-      if (isWanted) this.#tick();
-      else this.#forgetTried();
-    }, TICK_MS);
+    this.#ticksAt = Infinity;
+    const now = this.#clock.now();
+    const late: Attempt[] = [];
+    let next = Infinity;
+    for (const attempt of this.#trying.values()) {
+      if (attempt === undefined || attempt.keeper !== undefined) continue;
+      const { until, lateAt, sentAt } = attempt;
+      const isLate = until <= now || lateAt <= now && this.#mayBeLost(sentAt);
+      if (isLate) late.push(attempt);
+      else next = Math.min(next, until, Math.max(lateAt, now + TICK_LAST_MS));
+    }
+    // After a stall, what they wait for may have come and not been read yet; or
+    // a no, of which it is still to be asked for how long.
+    if (late.length > 0) {
+      const isStalled = late.some(({ lateAt }) => now - lateAt > GRACE_MS);
+      const ms = isStalled ? GRACE_MS : 0;
+      this.#clock.setTimer(() => this.#giveUp(late), ms);
+    }
+    if (next < Infinity) this.#tickIn(next - now);
+    else this.#forgetTried();
+  }
+
+  /**
+   * Whether what was sent then, and is long without an answer, is to be asked for
+   * again. Where a later question has been answered it is lost. Else all may be
+   * slow, and then thousands that are asked twice make it worse: of these one is
+   * repeated, now and then, to see.
+   */
+  #mayBeLost(sentAt: number): boolean {
+    if (sentAt < this.#heardOf) return true;
+    const now = this.#clock.now();
+    if (now - this.#probedAt < HEARTBEAT_MS) return false;
+    this.#probedAt = now;
+    return true;
   }
 
   /** Those of the attempts that still have no answer are late. */
@@ -446,7 +476,7 @@ export class Room {
     if (refusal === undefined) party.waiters.push(waiter);
     else {
       party.waiters.unshift(waiter);
-      party.wasRefused = true;
+      party.refusedAt = this.#clock.now();
       const { retryAfterMs } = refusal;
       if (retryAfterMs !== undefined) {
         party.freeAt ??= this.#clock.now() + retryAfterMs;
@@ -597,6 +627,7 @@ export class Room {
     const wishes = parties.map((party) => {
       party.isAsked = true;
       party.isStale = false;
+      party.sentAt = asked.now;
       party.since ??= asked;
       // By requests of their own, as over HTTP or by a pool, one can be lost and
       // others not.
@@ -637,6 +668,7 @@ export class Room {
     }
     party.isAsked = false;
     party.unanswered = 0;
+    this.#heardOf = Math.max(this.#heardOf, asked.now);
     if (answer instanceof Error) {
       // The next step is on its way: it will be met with, or get over it.
       if (isInPassing && isPassing(answer)) party.failure = answer;
@@ -715,7 +747,9 @@ export class Room {
     this.#forget(party);
     const now = this.#clock.now();
     const { leftMs } = turn;
-    if (isOver(turn, asked.now, now) || !party.waiters.length) {
+    const allowanceMs = driftMs(leftMs, party.waiters[0]?.terms.driftFactor);
+    const isOver = now - asked.now >= leftMs - allowanceMs;
+    if (isOver || !party.waiters.length) {
       // Heard too late to know it for ours, or wanted no more.
       this.#line.leave(wish);
       if (party.waiters.length) this.#beginAgain(party, now - asked.now);
@@ -932,8 +966,8 @@ export class Room {
   }
 
   /** Whether nobody has said yet that the key is taken. */
-  #isUnanswered({ key, asked, isAsked, turn, wasRefused }: Party): boolean {
-    if (wasRefused) return false;
+  #isUnanswered({ key, asked, isAsked, turn, refusedAt }: Party): boolean {
+    if (this.#clock.now() - refusedAt < HEARTBEAT_MS) return false;
     const tried = this.#trying.get(key);
     const isTrying = tried !== undefined && tried.keeper === undefined;
     return asked === undefined && turn === undefined &&
@@ -947,7 +981,7 @@ export class Room {
     party.wish = undefined;
     party.isAsked = false;
     party.since = undefined;
-    party.wasRefused = false;
+    party.refusedAt = -Infinity;
     party.asked = undefined;
     party.place = undefined;
     party.freeAt = undefined;
@@ -1134,15 +1168,23 @@ export class Room {
       this.#opening = undefined;
       void this.#open();
     }
+    const togetherMs = this.#standing.size > MOST_AT_ONCE
+      ? TOGETHER_OF_MANY_MS
+      : TOGETHER_MS;
     const due: Party[] = [];
     let next = Infinity;
     for (const party of this.#standing.values()) {
       // A question that has no answer is asked again in time.
-      if (party.isAsked && party.askAt > now) {
-        next = Math.min(next, party.askAt);
-        continue;
+      if (party.isAsked) {
+        if (party.askAt <= now && !this.#mayBeLost(party.sentAt)) {
+          party.askAt = now + HEARTBEAT_MS;
+        }
+        if (party.askAt > now) {
+          next = Math.min(next, party.askAt);
+          continue;
+        }
       }
-      const aheadMs = party.isCalled ? TOGETHER_MS : POLL_FIRST_MS / 5;
+      const aheadMs = party.isCalled ? togetherMs : POLL_FIRST_MS / 5;
       // A lease that is about to end is asked for when it has.
       const isDue = party.askAt <= now ||
         party.askAt <= now + aheadMs &&

@@ -53,7 +53,7 @@ async function keysOn(pattern: string): Promise<number> {
     let keys = 0;
     for (const { command } of servers) {
       for (const key of await command("KEYS", pattern) as string[]) {
-        if (!/:fence(:\w+)?$/.test(key)) keys++;
+        if (!/:fence$/.test(key)) keys++;
         else if (Number(await command("PTTL", key)) < 0) keys++;
       }
     }

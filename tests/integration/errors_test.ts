@@ -419,6 +419,15 @@ const noClients: [what: string, on: () => unknown, value: string][] = [
     "an object (Class)",
   ],
   ["a client of Bun", () => new FakeClient("send"), "an object (FakeClient)"],
+  [
+    "a node-redis client that answers by callbacks",
+    () =>
+      Object.assign(new FakeClient("evalSha"), {
+        isOpen: true,
+        options: { legacyMode: true },
+      }),
+    "an object (FakeClient)",
+  ],
 ];
 
 /** A client that has what others have, but is called otherwise. */

@@ -9,7 +9,7 @@ const COUNT = `
 local left = 0
 for _, key in ipairs(redis.call("KEYS", "*")) do
   local ms = redis.call("PTTL", key)
-  local mayStay = key:match(":fence[:a-z]*$") or key:match(":seen[:a-z]*$")
+  local mayStay = key:match(":fence$") or key:match(":seen$")
   if not mayStay or ms < 0 or ms > 86400000 then left = left + 1 end
 end
 return left`;
