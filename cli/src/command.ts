@@ -91,11 +91,16 @@ export async function start(
   const { stdin, stdout, stderr } = process;
   const isAtTerminal = [stdin, stdout, stderr].some(({ isTTY }) => isTTY);
   const leadsGroup = !isAtTerminal && !windows;
-  const child = spawn(program, args, {
-    stdio: "inherit",
-    env: { ...process.env, ...env },
-    detached: leadsGroup,
-  });
+  let child: ChildProcess;
+  try {
+    child = spawn(program, args, {
+      stdio: "inherit",
+      env: { ...process.env, ...env },
+      detached: leadsGroup,
+    });
+  } catch (error) {
+    throw unstarted(program, error);
+  }
   const ended = new Promise<number>((resolve) =>
     child.on("exit", (code, signal) => resolve(code ?? codeOf(signal ?? "")))
   );
@@ -146,18 +151,20 @@ export async function start(
 function begun(child: ChildProcess, program: string): Promise<void> {
   return new Promise((resolve, reject) => {
     child.on("spawn", resolve);
-    child.on("error", (error: NodeJS.ErrnoException) => {
-      const isMissing = error.code === "ENOENT" || /ENOENT/.test(error.message);
-      reject(
-        new Failure(
-          isMissing ? EXIT.notFound : EXIT.notExecutable,
-          `${safe(program)}: ${
-            isMissing ? "there is no such command" : "it can't be executed"
-          }`,
-        ),
-      );
-    });
+    child.on("error", (error) => reject(unstarted(program, error)));
   });
+}
+
+/** What is said of one that did not come to run: at once or in an event. */
+function unstarted(program: string, error: unknown): Failure {
+  const { code } = error as NodeJS.ErrnoException;
+  // Too long a name is nowhere either, and Deno and Bun say so themselves.
+  return code === "ENOENT" || code === "ENAMETOOLONG"
+    ? new Failure(EXIT.notFound, `${safe(program)}: there is no such command`)
+    : new Failure(
+      EXIT.notExecutable,
+      `${safe(program)}: it can't be executed`,
+    );
 }
 
 function watchOver(

@@ -230,6 +230,7 @@ export function readArguments(
     if (takesCommand && command.length === 0) {
       misused(`${name} wants a command, after --`);
     }
+    if (command[0] === "") misused("a command must not be empty");
   }
   return {
     operands: positionals,

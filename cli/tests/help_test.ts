@@ -137,6 +137,7 @@ testFew([
       [["run", "--", "true"], /run wants a KEY/],
       [["run", "key"], /run wants a command, after --/],
       [["run", "", "--", "true"], /a key must not be empty/],
+      [["run", "key", "--", "", "x"], /a command must not be empty/],
       [
         ["run", "key", "--now", "--", "true"],
         /Unknown option '--now'.*--help/,

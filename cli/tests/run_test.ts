@@ -6,7 +6,15 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import { execFileSync } from "node:child_process";
-import { existsSync, readFileSync } from "node:fs";
+import {
+  chmodSync,
+  closeSync,
+  copyFileSync,
+  existsSync,
+  openSync,
+  readFileSync,
+  symlinkSync,
+} from "node:fs";
 import process from "node:process";
 
 import {
@@ -271,6 +279,31 @@ testFew([
     const file = await ran(["run", "none", "--", "/etc/passwd"], { env });
     assertEquals(file.code, 126, file.stderr);
     await isGone("none");
+  }],
+
+  ["so is one that the system refuses at once", async () => {
+    const [loop, busy] = ["loop", "busy"].map(scratchFile);
+    symlinkSync(loop, loop);
+    copyFileSync("/bin/sh", busy);
+    chmodSync(busy, 0o755);
+    const open = openSync(busy, "r+");
+    try {
+      for (
+        const [program, code, why] of [
+          ["/etc/passwd/x", 126, "it can't be executed"],
+          [loop, 126, "it can't be executed"],
+          [busy, 126, "it can't be executed"],
+          ["x".repeat(300), 127, "there is no such command"],
+        ] as const
+      ) {
+        const outcome = await ran(["run", "refused", "--", program], { env });
+        const stderr = `lock-cli: ${program}: ${why}\n`;
+        assertEquals(outcome, { code, stdout: "", stderr });
+        await isGone("refused");
+      }
+    } finally {
+      closeSync(open);
+    }
   }],
 
   ["Ctrl-C while waiting leaves no place in line behind", async () => {
