@@ -12,7 +12,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import process from "node:process";
 
 import { EXIT, Failure } from "./failure.ts";
-import { safe } from "./text.ts";
+import { redact } from "./text.ts";
 
 /** How it ended: its exit code, or 128 and the number of the signal. */
 export interface Command {
@@ -160,10 +160,10 @@ function unstarted(program: string, error: unknown): Failure {
   const { code } = error as NodeJS.ErrnoException;
   // Too long a name is nowhere either, and Deno and Bun say so themselves.
   return code === "ENOENT" || code === "ENAMETOOLONG"
-    ? new Failure(EXIT.notFound, `${safe(program)}: there is no such command`)
+    ? new Failure(EXIT.notFound, `${redact(program)}: there is no such command`)
     : new Failure(
       EXIT.notExecutable,
-      `${safe(program)}: it can't be executed`,
+      `${redact(program)}: it can't be executed`,
     );
 }
 

@@ -14,7 +14,15 @@ import { codeOf } from "./command.ts";
 import { EXIT, Failure, misused } from "./failure.ts";
 import { nameOf, showHolder } from "./report.ts";
 import { reasonOf, type Servers } from "./servers.ts";
-import { FURTHEST_MS, safe, showDuration, showSince, table } from "./text.ts";
+import {
+  FURTHEST_MS,
+  jsonLine,
+  plain,
+  safe,
+  showDuration,
+  showSince,
+  table,
+} from "./text.ts";
 
 /** A server that has not answered by then is taken for one that doesn't. */
 const ANSWER_MS = 10_000;
@@ -36,9 +44,10 @@ export async function ls(
   view: View,
 ): Promise<number> {
   const locks = await locksOf(servers, pattern, view.all);
-  if (view.json) print(`${JSON.stringify(locks)}\n`);
-  else if (view.quiet) print(locks.map(({ key }) => `${safe(key)}\n`).join(""));
-  else if (locks.length > 0) {
+  if (view.json) print(jsonLine(locks));
+  else if (view.quiet) {
+    print(locks.map(({ key }) => `${plain(key)}\n`).join(""));
+  } else if (locks.length > 0) {
     const width = process.stdout.isTTY ? widthOf() : Infinity;
     print(`${tableOf(locks, width).join("\n")}\n`);
   }
@@ -52,7 +61,7 @@ export async function show(
   { json }: Pick<View, "json">,
 ): Promise<number> {
   const info = await ask(servers, () => inspectLock(servers.on, key));
-  if (json) print(`${JSON.stringify(info)}\n`);
+  if (json) print(jsonLine(info));
   else print(`${page(info).join("\n")}\n`);
   return info.held ? 0 : EXIT.notHeld;
 }
@@ -68,7 +77,7 @@ export async function free(
     if (!process.stdin.isTTY) {
       misused("free asks before it does so: at a terminal, or say --yes");
     }
-    const question = `"${safe(key)}" is held by ${
+    const question = `"${plain(key)}" is held by ${
       showHolder(before)
     }. Free it?`;
     if (!await confirm(`${question} [y/N] `)) return EXIT.notHeld;
@@ -76,9 +85,9 @@ export async function free(
   const freed = before.held &&
     await ask(servers, () => forceRelease(servers.on, key));
   if (json) {
-    print(`${JSON.stringify({ key, freed, label: before.label })}\n`);
-  } else if (freed) print(`"${safe(key)}" taken from ${showHolder(before)}\n`);
-  else print(`nobody holds "${safe(key)}"\n`);
+    print(jsonLine({ key, freed, label: before.label }));
+  } else if (freed) print(`"${plain(key)}" taken from ${showHolder(before)}\n`);
+  else print(`nobody holds "${plain(key)}"\n`);
   return freed ? 0 : EXIT.notHeld;
 }
 
@@ -146,7 +155,7 @@ class Screen {
   show(locks: readonly LockInfo[]): void {
     const rows = Math.max(3, (process.stdout.rows || 24) - 1);
     const count = `${locks.length} ${locks.length === 1 ? "lock" : "locks"}`;
-    const head = `${safe(this.#pattern)}  ${count}  ${showSince(0)}`;
+    const head = `${plain(this.#pattern)}  ${count}  ${showSince(0)}`;
     const lines = [head, ...locks.length > 0 ? tableOf(locks, widthOf()) : []];
     const more = lines.length - rows;
     const shown = more > 0
@@ -192,8 +201,8 @@ class Changes {
   end(): void {}
 
   #tell(event: "held" | "line" | "free", info: LockInfo): void {
-    if (this.#json) return print(`${JSON.stringify({ event, ...info })}\n`);
-    const key = safe(info.key);
+    if (this.#json) return print(jsonLine({ event, ...info }));
+    const key = plain(info.key);
     print(
       event === "free"
         ? `${showSince(0)} ${key} free\n`
@@ -249,7 +258,7 @@ function unavailable({ names }: Servers, error?: LockBackendError): Failure {
   if (error?.reply === "WRONGTYPE") {
     return new Failure(
       EXIT.unavailable,
-      `what is under "${safe(error.key)}" is no string, and hence no lock`,
+      `what is under "${plain(error.key)}" is no string, and hence no lock`,
     );
   }
   const why = error === undefined ? "no answer" : reasonOf(error);
@@ -261,7 +270,7 @@ function unavailable({ names }: Servers, error?: LockBackendError): Failure {
 
 function tableOf(locks: readonly LockInfo[], width: number): string[] {
   const rows = locks.map((info) => [
-    safe(info.key),
+    plain(info.key),
     nameOf(info),
     info.heldMs === undefined ? "" : showDuration(info.heldMs),
     info.remainingMs === undefined
@@ -274,7 +283,7 @@ function tableOf(locks: readonly LockInfo[], width: number): string[] {
 
 function page(info: LockInfo): string[] {
   const { key, held, heldMs, remainingMs, fencingToken, waiting, line } = info;
-  const rows: [string, string][] = [["key", safe(key)]];
+  const rows: [string, string][] = [["key", plain(key)]];
   rows.push(["holder", held ? nameOf(info) : "nobody"]);
   if (heldMs !== undefined) {
     rows.push(["held", `${showDuration(heldMs)}, since ${showSince(heldMs)}`]);

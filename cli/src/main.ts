@@ -7,7 +7,7 @@ import { free, ls, show, watch } from "./look.ts";
 import { helpOf, readArguments, type Said, SUBCOMMANDS } from "./options.ts";
 import { type Errand, run } from "./run.ts";
 import { connectTo, readPlaces } from "./servers.ts";
-import { redact, safe } from "./text.ts";
+import { redact } from "./text.ts";
 
 /** As in deno.json and package.json, which a test compares. */
 export const VERSION = "0.1.0";
@@ -22,7 +22,7 @@ export async function main(args: readonly string[]): Promise<number> {
     return await dispatch(args);
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
-    process.stderr.write(`lock-cli: ${redact(error.message)}\n`);
+    process.stderr.write(`lock-cli: ${error.message}\n`);
     return error.exitCode;
   }
 }
@@ -43,7 +43,7 @@ async function dispatch([name, ...args]: readonly string[]): Promise<number> {
   }
   if (!isSubcommand(name)) {
     const known = Object.keys(SUBCOMMANDS).join(", ");
-    return misused(`there is no command "${safe(name)}": ${known}`);
+    return misused(`there is no command "${redact(name)}": ${known}`);
   }
   const subcommand = SUBCOMMANDS[name];
   const said = readArguments(name, subcommand, args);

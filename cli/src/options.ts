@@ -2,7 +2,7 @@
 import { parseArgs } from "node:util";
 
 import { misused } from "./failure.ts";
-import { readDuration, redact, safe } from "./text.ts";
+import { readDuration, redact } from "./text.ts";
 
 /** Ten years: what is longer is a slip of the finger. */
 const LONGEST_MS = 3_652 * 86_400_000;
@@ -210,8 +210,8 @@ export function readArguments(
       ),
     });
   } catch (error) {
-    // What it says in its first sentence; the rest is about how it is used.
-    const [first] = (error as Error).message.split(/\. |\n/);
+    // Its first sentence, or line; the rest is about how it is used.
+    const [first] = redact((error as Error).message).split(/\.[ ?]/);
     return misused(`${first}; see lock-cli ${name} --help`);
   }
   const { values, positionals } = parsed;
@@ -220,7 +220,7 @@ export function readArguments(
       misused(`${name} wants a ${most === 1 ? operandOf(name) : "KEY"}`);
     }
     if (positionals.length > most) {
-      const extra = safe(positionals[most]);
+      const extra = redact(positionals[most]);
       misused(
         `${name} doesn't know what to do with "${extra}"` +
           (takesCommand ? ": the command comes after --" : ""),

@@ -3,7 +3,7 @@ import process from "node:process";
 
 import type { LockInfo } from "@dreamer/utils/lock";
 
-import { cut, redact, safe, showDuration, showSince } from "./text.ts";
+import { cut, jsonLine, safe, showDuration, showSince } from "./text.ts";
 
 /** What happened, for a program that reads along. */
 export type Happening = { event: string } & Record<string, unknown>;
@@ -37,9 +37,7 @@ export class Reporter {
   say(text: string, happening: Happening): void {
     this.endLine();
     process.stderr.write(
-      this.#json
-        ? `${redact(JSON.stringify(happening))}\n`
-        : `lock-cli: ${redact(text)}\n`,
+      this.#json ? jsonLine(happening) : `lock-cli: ${text}\n`,
     );
   }
 

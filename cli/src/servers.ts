@@ -14,6 +14,7 @@ import {
 
 import { EXIT, Failure, misused } from "./failure.ts";
 import { hideArguments } from "./secrets.ts";
+import { redact } from "./text.ts";
 
 /** For so long a server may be silent as we come. */
 const CONNECT_MS = 5_000;
@@ -92,8 +93,10 @@ function readPlace(url: string, source: string): Place {
     return misread(source);
   }
   const { protocol, hostname, port, username, password } = parsed;
-  const { pathname, searchParams } = parsed;
+  const { pathname, searchParams, search, hash } = parsed;
   if (!/^rediss?:$/.test(protocol) || hostname === "") return misread(source);
+  // What was meant for a password, and cut there: the rest is no host.
+  if (/@/.test(search + hash)) return misread(source);
   const db = pathname.slice(1) || searchParams.get("db") || "0";
   const host = hostname.replace(/^\[(.*)\]$/, "$1");
   return {
@@ -197,7 +200,7 @@ function readCertificate(path: string): string {
   try {
     return readFileSync(path, "utf8");
   } catch {
-    return misused(`--cacert: cannot read ${path}`);
+    return misused(`--cacert: cannot read ${redact(path)}`);
   }
 }
 

@@ -49,18 +49,40 @@ export function showSince(ms: number, now: Date = new Date()): string {
 }
 
 /**
- * Somebody else's text for a terminal: what could move its cursor, or end the
- * line, is shown as a `?`; what looks like a URL loses its user and password.
+ * A key for a terminal: what could move its cursor, or end the line, is shown
+ * as a `?`.
  */
-export function safe(text: string): string {
+export function plain(text: string): string {
   // deno-lint-ignore no-control-regex
-  return redact(text).replace(/[\x00-\x1f\x7f-\x9f\u2028\u2029]/g, "?");
+  return text.replace(/[\x00-\x1f\x7f-\x9f\u2028\u2029]/g, "?");
 }
 
-/** `text` without what could be a password in a URL. */
+/** A label for a terminal. */
+export function safe(text: string): string {
+  return plain(hideInWords(text));
+}
+
+/** An argument for a terminal, which may be a URL that went astray. */
 export function redact(text: string): string {
+  return plain(hide(text));
+}
+
+/** A line for a program that reads along. */
+export function jsonLine(value: unknown): string {
+  const show = (name: string, one: unknown) =>
+    name === "label" && typeof one === "string" ? hideInWords(one) : one;
+  return `${JSON.stringify(value, show)}\n`;
+}
+
+/** Without user and password of a URL, if there is one. */
+function hide(text: string): string {
   // Up to the last one: a password may have blanks and slashes in it.
   return text.replace(/(\w:\/\/).*@/gs, "$1***@");
+}
+
+/** The same where there are others beside it. */
+function hideInWords(text: string): string {
+  return text.replace(/[^ "']+/g, hide);
 }
 
 /** Its beginning, if it is longer than `width`. */

@@ -14,7 +14,13 @@ import {
 } from "../../tests/support/redis_server.ts";
 import { after, before, test } from "../../tests/support/test.ts";
 import { SUBCOMMANDS } from "../src/options.ts";
-import { readDuration, redact, showDuration } from "../src/text.ts";
+import {
+  plain,
+  readDuration,
+  redact,
+  safe,
+  showDuration,
+} from "../src/text.ts";
 import {
   asked,
   launch,
@@ -95,6 +101,30 @@ test("a password is shown nowhere, whatever is in it", () => {
   assertEquals(redact("mail me@home"), "mail me@home");
 });
 
+test("a label is shown without passwords, and else as it is", () => {
+  for (
+    const login of ["me:hunter2", ":hun/ter2", "me:h@ter2", ":hun\nter2"]
+  ) {
+    const label = `see "redis://${login}@localhost/0" or me@home`;
+    const expected = 'see "redis://***@localhost/0" or me@home';
+    assertEquals(safe(label), expected, login);
+  }
+  for (
+    const label of [
+      "me@home",
+      "https://ci.example/jobs/7",
+      "https://ci.example/jobs/7 me@home",
+      "'https://ci.example' by 'me@home'",
+    ]
+  ) assertEquals(safe(label), label);
+});
+
+test("a key is shown as it is, but for what could move the cursor", () => {
+  const key = "crawl:https://example.com/@me";
+  assertEquals(plain(key), key);
+  assertEquals(plain("a\x1b[2Jb\nc\u2028"), "a?[2Jb?c?");
+});
+
 testFew([
   ["a time of a thousand years is a slip of the finger", async () => {
     const { code, stderr } = await asked(
@@ -142,7 +172,8 @@ testFew([
         ["run", "key", "--now", "--", "true"],
         /Unknown option '--now'.*--help/,
       ],
-      [["run", "key", "--ttl", "--", "true"], /--ttl/],
+      [["run", "key", "--ttl", "--", "true"], /missing; see lock-cli run/],
+      [["run", "--ttl", "-n", "k", "--", "true"], /ambiguous; see lock-cli/],
       [
         ["run", "key", "--ttl", "30", "--", "true"],
         /--ttl wants a time such/,

@@ -105,6 +105,40 @@ testFew([
     });
   }],
 
+  [
+    "a key that is a URL is shown as it is, a label without logins",
+    async () => {
+      const key = "crawl:https://example.com/@me/post";
+      const label = "see redis://:hunter2@localhost";
+      const shown = "see redis://***@localhost";
+      await using _ = await hold(key, label);
+      await using _1 = await wait(key, label);
+      assertEquals((await look("ls", "-q", "crawl:*")).stdout, `${key}\n`);
+      const told = [];
+      for (const args of [["ls", "crawl:*"], ["show", key]]) {
+        const { code, stdout } = await look(...args);
+        assertEquals(code, 0);
+        assertStringIncludes(stdout, key);
+        assertStringIncludes(stdout, shown);
+        const json = await look(...args, "--json");
+        told.push(...[JSON.parse(json.stdout)].flat());
+        assertEquals(`${stdout}${json.stdout}`.includes("hunter2"), false);
+      }
+      for (const info of told) {
+        assertEquals([info.key, info.label], [key, shown]);
+        assertEquals(info.line[0].label, shown);
+      }
+      const taken = await look("run", "-n", key, "--", "true");
+      assertStringIncludes(
+        taken.stderr,
+        `lock-cli: "${key}" is taken: held by ${shown} for `,
+      );
+      const json = await look("run", "-n", "--json", key, "--", "true");
+      const { event, ...rest } = JSON.parse(json.stderr);
+      assertEquals([event, rest.key, rest.label], ["taken", key, shown]);
+    },
+  ],
+
   ["ls leaves out what other programs keep, unless told --all", async () => {
     await server.command("SET", "c:cache", "a value", "PX", 60_000);
     await server.command("SET", "c:\x1b[2J", "for good");

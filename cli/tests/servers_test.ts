@@ -202,11 +202,17 @@ testFew([
         "redis://:hunter2@localhost/x",
         "redis://:%zz-hunter2@localhost",
         "redis://:hunter2@localhost:99999",
+        "redis://hunter2?x@localhost",
+        "redis://hunter2#x@localhost",
       ]
     ) {
       const { code, stderr } = await at(url);
       assertEquals(code, 64, url);
-      assertStringIncludes(stderr, "REDIS_URL is no URL of a Redis server");
+      assertStringIncludes(
+        stderr,
+        "REDIS_URL is no URL of a Redis server: " +
+          "redis://user:password@host:6379/0, rediss:// for TLS, ",
+      );
       assertNoSecret(stderr);
       const given = await asked(["ls", "--redis", url]);
       assertEquals(given.code, 64);
@@ -214,13 +220,21 @@ testFew([
     }
     const missing = await asked(["ls", "--redis", "env:NO_SUCH_VARIABLE"]);
     assertEquals(missing.code, 64);
-    const misplaced = await asked([
-      "show",
-      "x",
-      "redis://:hunter2@localhost",
-    ]);
-    assertEquals(misplaced.code, 64);
-    assertNoSecret(misplaced.stderr);
+    const url = "redis://:hunter2 hun/ter2@localhost";
+    for (
+      const args of [
+        ["show", "x", url],
+        ["show", `--${url}`],
+        ["ls", "--cacert", url],
+        ["watch", "--every", url],
+        [url],
+      ]
+    ) {
+      const misplaced = await asked(args);
+      assertEquals(misplaced.code, 64, misplaced.stderr);
+      assertNoSecret(misplaced.stderr);
+      assert(!misplaced.stderr.includes("hun/ter2"), misplaced.stderr);
+    }
   }],
 
   ["rediss:// speaks TLS, with whom --cacert trusts", async () => {
