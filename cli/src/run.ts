@@ -222,9 +222,11 @@ async function runUnder(
   }
   signals.passOn((signal) => command.tell(signal));
   let stopped: Promise<void> | undefined;
+  let isTold = false;
   const endWatch = watch(lock, onLost === "stop" ? graceMs : 0, (reason) => {
     const leftMs = lock.remainingMs;
     const happening = { event: "lost", keys, reason };
+    isTold = true;
     if (onLost === "ignore") {
       return reporter.say(
         `${quoted(keys)} was lost (${reason}); the command goes on`,
@@ -240,7 +242,7 @@ async function runUnder(
     // Gone before the server lets others in, if that is still to come.
     stopped = command.stop(leftMs > 0 ? Math.min(leftMs, graceMs) : graceMs);
   });
-  let code = await command.exited;
+  const code = await command.exited;
   endWatch();
   await stopped;
   command.letGo();
@@ -249,27 +251,26 @@ async function runUnder(
     if (!lock.signal.aborted) await release(lock, 250);
     return EXIT.lost;
   }
-  const isKept = keepMs !== undefined && (code === 0 || errand.keepFailed);
   const leftToKeepMs = (keepMs ?? 0) - (performance.now() - begunAt);
-  let loss: LockLostError | undefined;
-  if (isKept && leftToKeepMs > 0) {
-    loss = await keep(lock, leftToKeepMs);
-  } else loss = await release(lock);
-  if (loss !== undefined && onLost === "stop") {
+  const isToBeKept = leftToKeepMs > 0 && (code === 0 || errand.keepFailed);
+  const loss = isToBeKept
+    ? await keep(lock, leftToKeepMs)
+    : await release(lock);
+  if (loss !== undefined && !isTold) {
     const { reason } = loss;
     reporter.say(
-      reason === "unreachable" && isKept
+      reason === "unreachable" && isToBeKept
         ? `${quoted(keys)} could not be kept: the server can't be asked`
         : `${quoted(keys)} was lost (${reason}) before the command had ended`,
       { event: "lost", keys, reason },
     );
-    code = EXIT.lost;
   }
   reporter.mention(
     `the command ended with ${code}`,
     { event: "ended", keys, exitCode: code },
   );
-  return code;
+  const isFatal = loss !== undefined && (onLost === "stop" || isToBeKept);
+  return isFatal ? EXIT.lost : code;
 }
 
 /** What the command is told. */

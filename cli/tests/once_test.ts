@@ -140,6 +140,45 @@ testFew([
     own.thaw();
   }],
 
+  ["nor where the command was to go on without the lock", async () => {
+    const keep = ["--keep", "1h", "--on-lost", "ignore"];
+    const shell = ["sh", "-c", "echo up; read x; exit $x"];
+    const start = async (key: string, url: string, ...more: string[]) => {
+      const cli = lockCli(["once", key, ...keep, ...more, "--", ...shell], {
+        env: { REDIS_URL: url },
+        isOpen: true,
+      });
+      await cli.says(/up\n/);
+      return cli;
+    };
+    const asks = "could not be kept: the server can't be asked";
+    await using own = await startRedis();
+    const away = await start("away", own.url);
+    await own.kill();
+    away.write("0\n");
+    assertEquals(await away.exited, 76, away.stderr);
+    assertEquals(away.stderr, `lock-cli: "away" ${asks}\n`);
+    const freed = await start("freed", server.url, "--ttl", "10m");
+    await server.command("DEL", "freed");
+    freed.write("0\n");
+    assertEquals(await freed.exited, 76, freed.stderr);
+    const lost = "was lost (deleted) before the command had ended";
+    assertEquals(freed.stderr, `lock-cli: "freed" ${lost}\n`);
+    // One that failed had nothing to keep: its own code says more.
+    const failed = await start("failed", server.url, "--ttl", "10m");
+    await server.command("DEL", "failed");
+    failed.write("5\n");
+    assertEquals(await failed.exited, 5, failed.stderr);
+    assertEquals(failed.stderr, `lock-cli: "failed" ${lost}\n`);
+    // What was said as it happened is not said again.
+    const told = await start("told", server.url, "--ttl", "900ms");
+    await server.command("DEL", "told");
+    await told.says(/the command goes on\n/);
+    told.write("0\n");
+    assertEquals(await told.exited, 76, told.stderr);
+    assertEquals(told.stderr.split("\n").length, 2, told.stderr);
+  }],
+
   ["once wants to know for how long", async () => {
     const { code, stderr } = await once("job", "--", "true");
     assertEquals(code, 64);
