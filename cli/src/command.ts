@@ -9,14 +9,21 @@
  */
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
+import { constants } from "node:os";
 import process from "node:process";
 
 import { EXIT, Failure } from "./failure.ts";
 import { redact } from "./text.ts";
 
 /** How it ended: its exit code, or 128 and the number of the signal. */
+export interface Ending {
+  readonly code: number;
+  readonly signal: NodeJS.Signals | undefined;
+}
+
+/** It runs. */
 export interface Command {
-  readonly exited: Promise<number>;
+  readonly exited: Promise<Ending>;
   /** Passes on a signal that we got. */
   tell(signal: NodeJS.Signals): void;
   /** Ends all of it: SIGTERM now, SIGKILL `graceMs` later. */
@@ -31,15 +38,10 @@ export const SIGNALS = [
 ] as NodeJS.Signals[];
 const OF_THE_TERMINAL = ["SIGINT", "SIGQUIT"];
 
-const NUMBERS: Record<string, number> = {
-  ...{ SIGHUP: 1, SIGINT: 2, SIGQUIT: 3, SIGILL: 4, SIGTRAP: 5, SIGABRT: 6 },
-  ...{ SIGFPE: 8, SIGKILL: 9, SIGUSR1: 10, SIGSEGV: 11, SIGUSR2: 12 },
-  ...{ SIGPIPE: 13, SIGALRM: 14, SIGTERM: 15, SIGXCPU: 24, SIGXFSZ: 25 },
-};
-
 /** As a shell has it. */
 export function codeOf(signal: string): number {
-  return EXIT.signalled + (NUMBERS[signal] ?? 0);
+  const numbers: Record<string, number> = constants.signals;
+  return EXIT.signalled + (numbers[signal] ?? 0);
 }
 
 const windows = process.platform === "win32";
@@ -101,8 +103,12 @@ export async function start(
   } catch (error) {
     throw unstarted(program, error);
   }
-  const ended = new Promise<number>((resolve) =>
-    child.on("exit", (code, signal) => resolve(code ?? codeOf(signal ?? "")))
+  const ended = new Promise<Ending>((resolve) =>
+    child.on("exit", (code, signal) =>
+      resolve({
+        code: code ?? codeOf(signal ?? ""),
+        signal: signal ?? undefined,
+      }))
   );
   const begins = begun(child, program);
   const pid = child.pid ?? 0;

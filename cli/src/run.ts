@@ -242,11 +242,19 @@ async function runUnder(
     // Gone before the server lets others in, if that is still to come.
     stopped = command.stop(leftMs > 0 ? Math.min(leftMs, graceMs) : graceMs);
   });
-  const code = await command.exited;
+  const { code, signal } = await command.exited;
   endWatch();
   await stopped;
   command.letGo();
+  const tellEnd = () =>
+    reporter.mention(
+      signal === undefined
+        ? `the command ended with ${code}`
+        : `the command was ended by ${signal}`,
+      { event: "ended", keys, exitCode: code, signal },
+    );
   if (stopped !== undefined) {
+    tellEnd();
     // Not waited for: nobody knows whether there is a server to ask.
     if (!lock.signal.aborted) await release(lock, 250);
     return EXIT.lost;
@@ -265,10 +273,7 @@ async function runUnder(
       { event: "lost", keys, reason },
     );
   }
-  reporter.mention(
-    `the command ended with ${code}`,
-    { event: "ended", keys, exitCode: code },
-  );
+  tellEnd();
   const isFatal = loss !== undefined && (onLost === "stop" || isToBeKept);
   return isFatal ? EXIT.lost : code;
 }

@@ -15,6 +15,7 @@ import {
   readFileSync,
   symlinkSync,
 } from "node:fs";
+import { constants } from "node:os";
 import process from "node:process";
 
 import {
@@ -444,6 +445,53 @@ testFew([
     await new Promise((done) => setTimeout(done, 700));
     assertEquals(isAlive(pid), true);
     process.kill(pid, "SIGKILL");
+  }],
+
+  [
+    "how the command itself ended is told, also if the lock was lost",
+    async () => {
+      const events = (cli: Cli) =>
+        cli.stderr.trim().split("\n").map((line) => JSON.parse(line))
+          .filter(({ event }) => event !== "acquired")
+          .map(({ keys: _, ...told }) => told);
+      const shell = "echo up $$; read x; exit 3";
+      const begin = async (...args: string[]) => {
+        const options = { env, isOpen: true } as const;
+        const cli = lockCli(["run", ...args, "--", "sh", "-c", shell], options);
+        await started(cli);
+        return cli;
+      };
+      const lost = { event: "lost", reason: "deleted" };
+      // Found lost as it is to be released.
+      const late = await begin("--json", "--ttl", "10m", "late");
+      await server.command("DEL", "late");
+      late.write("\n");
+      assertEquals(await late.exited, 76, late.stderr);
+      assertEquals(events(late), [lost, { event: "ended", exitCode: 3 }]);
+      // Found lost on the way, and stopped for it.
+      const own = ["--ttl", "900ms", "stopped"];
+      const stopped = await begin("--json", ...own);
+      await server.command("DEL", "stopped");
+      assertEquals(await stopped.exited, 76, stopped.stderr);
+      const ended = { event: "ended", exitCode: 143, signal: "SIGTERM" };
+      assertEquals(events(stopped), [lost, ended]);
+      const words = await begin("-v", ...own);
+      await server.command("DEL", "stopped");
+      assertEquals(await words.exited, 76, words.stderr);
+      assertMatch(
+        words.stderr,
+        /\nlock-cli: the command was ended by SIGTERM\n$/,
+      );
+    },
+  ],
+
+  ["a command that is ended by any signal is told by its number", async () => {
+    for (const name of ["BUS", "SYS", "VTALRM", "PROF"] as const) {
+      const number = constants.signals[`SIG${name}`];
+      const shell = ["sh", "-c", `ulimit -c 0; kill -${number} $$`];
+      const { code } = await ran(["run", name, "--", ...shell], { env });
+      assertEquals(code, 128 + number, name);
+    }
   }],
 
   ["nothing is left running once a command has ended", async () => {
