@@ -7,7 +7,7 @@ import { free, ls, show, watch } from "./look.ts";
 import { helpOf, readArguments, type Said, SUBCOMMANDS } from "./options.ts";
 import { type Errand, run } from "./run.ts";
 import { connectTo, readPlaces } from "./servers.ts";
-import { redact } from "./text.ts";
+import { jsonLine, redact } from "./text.ts";
 
 /** As in deno.json and package.json, which a test compares. */
 export const VERSION = "0.1.0";
@@ -22,9 +22,20 @@ export async function main(args: readonly string[]): Promise<number> {
     return await dispatch(args);
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
-    process.stderr.write(`lock-cli: ${error.message}\n`);
-    return error.exitCode;
+    const { exitCode, message } = error;
+    process.stderr.write(
+      wantsJson(args)
+        ? jsonLine({ event: "failed", exitCode, message })
+        : `lock-cli: ${message}\n`,
+    );
+    return exitCode;
   }
+}
+
+/** Also where something else that was said can't be read. */
+function wantsJson(args: readonly string[]): boolean {
+  const end = args.indexOf("--");
+  return (end < 0 ? args : args.slice(0, end)).includes("--json");
 }
 
 async function dispatch([name, ...args]: readonly string[]): Promise<number> {

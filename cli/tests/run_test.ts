@@ -307,6 +307,30 @@ testFew([
     }
   }],
 
+  ["with --json a failure is a line of JSON as well", async () => {
+    const nowhere = ["--redis", "unix:///no/such.sock"];
+    const calls: [args: string[], exitCode: number, says: RegExp][] = [
+      [["run", "k", "--json", ...nowhere, "--", "true"], 69, /cannot reach/],
+      [["show", "k", "--json", ...nowhere], 69, /cannot reach/],
+      [["run", "--json", "failed", "--", "no-such-thing"], 127, /no such/],
+      [["run", "--json", "k", "--ttl", "1ms", "--", "true"], 64, /100ms/],
+      [["run", "--json", "--no-such", "k", "--", "true"], 64, /no-such/],
+      [["run", "--json", "failed", "--label", "a", "b"], 64, /after --/],
+    ];
+    for (const [args, exitCode, says] of calls) {
+      const { code, stdout, stderr } = await asked(args, { env });
+      assertEquals([code, stdout], [exitCode, ""], stderr);
+      const lines = stderr.trim().split("\n").map((line) => JSON.parse(line));
+      const { message, ...told } = lines.at(-1);
+      assertEquals(told, { event: "failed", exitCode });
+      assertMatch(message, says);
+    }
+    // That is the command's.
+    const theirs = ["run", "k", ...nowhere, "--", "echo", "--json"];
+    const { stderr } = await asked(theirs, { env });
+    assertMatch(stderr, /^lock-cli: cannot reach/);
+  }],
+
   ["Ctrl-C while waiting leaves no place in line behind", async () => {
     await using holder = run("patience", "--", "sh", "-c", WAITER);
     await started(holder);
