@@ -11,9 +11,9 @@ import {
 } from "@dreamer/utils/lock";
 
 import { codeOf } from "./command.ts";
-import { EXIT, Failure, misused } from "./failure.ts";
+import { EXIT, misused } from "./failure.ts";
 import { nameOf, showHolder } from "./report.ts";
-import { reasonOf, type Servers } from "./servers.ts";
+import { type Servers, unavailable } from "./servers.ts";
 import {
   FURTHEST_MS,
   jsonLine,
@@ -252,20 +252,6 @@ async function ask<T>(
   } finally {
     clearTimeout(timer);
   }
-}
-
-function unavailable({ names }: Servers, error?: LockBackendError): Failure {
-  if (error?.reply === "WRONGTYPE") {
-    return new Failure(
-      EXIT.unavailable,
-      `what is under "${plain(error.key)}" is no string, and hence no lock`,
-    );
-  }
-  const why = error === undefined ? "no answer" : reasonOf(error);
-  return new Failure(
-    EXIT.unavailable,
-    `the server at ${names} can't be asked: ${why}`,
-  );
 }
 
 function tableOf(locks: readonly LockInfo[], width: number): string[] {

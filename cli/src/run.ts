@@ -15,9 +15,9 @@ import {
 } from "@dreamer/utils/lock";
 
 import { codeOf, type Command, SIGNALS, start } from "./command.ts";
-import { EXIT, Failure } from "./failure.ts";
+import { EXIT } from "./failure.ts";
 import { Reporter, showHolder, showHolderSince } from "./report.ts";
-import { connectTo, type Place, reasonOf, type Servers } from "./servers.ts";
+import { connectTo, type Place, type Servers, unavailable } from "./servers.ts";
 import { FURTHEST_MS, showDuration } from "./text.ts";
 
 /** What is to be done. */
@@ -171,12 +171,7 @@ async function refused(
     reporter.say(message, { event: "lost", keys: [key], reason });
     return EXIT.lost;
   }
-  if (error instanceof LockBackendError) {
-    throw new Failure(
-      EXIT.unavailable,
-      `the server at ${servers.names} can't be asked: ${reasonOf(error)}`,
-    );
-  }
+  if (error instanceof LockBackendError) throw unavailable(servers, error);
   throw error;
 }
 

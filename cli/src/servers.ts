@@ -14,7 +14,7 @@ import {
 
 import { EXIT, Failure, misused } from "./failure.ts";
 import { hideArguments } from "./secrets.ts";
-import { redact } from "./text.ts";
+import { plain, redact } from "./text.ts";
 
 /** For so long a server may be silent as we come. */
 const CONNECT_MS = 5_000;
@@ -277,8 +277,26 @@ const REASONS: Record<string, string> = {
   MISCONF: "it can't write to its disk, and takes no writes",
 };
 
+/** What is said where there is no answer, or this one. */
+export function unavailable(
+  { names }: Servers,
+  error?: LockBackendError,
+): Failure {
+  if (error?.reply === "WRONGTYPE") {
+    return new Failure(
+      EXIT.unavailable,
+      `what is under "${plain(error.key)}" is no string, and hence no lock`,
+    );
+  }
+  const why = error === undefined ? "no answer" : reasonOf(error);
+  return new Failure(
+    EXIT.unavailable,
+    `the server at ${names} can't be asked: ${why}`,
+  );
+}
+
 /** Why, in words of ours: a client's may repeat what was sent. */
-export function reasonOf(error: unknown): string {
+function reasonOf(error: unknown): string {
   const { code, message = "", cause } = error as {
     code?: unknown;
     message?: string;

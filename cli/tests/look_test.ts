@@ -198,6 +198,16 @@ testFew([
     );
   }],
 
+  ["so do run and once", async () => {
+    await server.command("LPUSH", "a list", "x");
+    for (const args of [["run", "-n"], ["run"], ["once", "--keep", "1h"]]) {
+      const outcome = await look(...args, "a list", "--", "true");
+      const stderr =
+        `lock-cli: what is under "a list" is no string, and hence no lock\n`;
+      assertEquals(outcome, { code: 69, stdout: "", stderr });
+    }
+  }],
+
   ["free frees with --yes alone where nobody can be asked", async () => {
     await using cli = await run("freed", "web-1");
     const unasked = await look("free", "freed");
