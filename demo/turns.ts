@@ -16,7 +16,7 @@ export type Report =
   | { type: "come"; at: number }
   | { type: "enter"; at: number; forMs: number }
   | { type: "leave" | "lost"; at: number }
-  | { type: "refused"; at: number; retryAfterMs?: number };
+  | { type: "refused"; at: number; retryAfterMs?: number | undefined };
 
 /** What a worker is told: to take a turn of `forMs`, or to go home. */
 export type Order = { waitMs: number; forMs: number } | "stop";

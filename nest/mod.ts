@@ -58,6 +58,9 @@ import {
 
 export { DistributedLock };
 
+type Injectable = NonNullable<FactoryProvider["inject"]>;
+type Importable = NonNullable<DynamicModule["imports"]>;
+
 /** The lock that has no name of its own. */
 const ROOT = "root";
 /** The locks that one import of the module made, to be closed with it. */
@@ -70,21 +73,21 @@ export interface LockRegistration<Config = RedisMutexLockOptions> {
   /** Makes it: once in an application, `redisMutexLockAdapter` for example. */
   adapter: (config: Config) => DistributedLock;
   /** What it is injected by. Default: `root`. */
-  name?: string;
+  name?: string | undefined;
 }
 
 /** How the application finds out what a lock is made of, as it starts. */
 export interface AsyncLockRegistration<Config = RedisMutexLockOptions> {
   /** What it is injected by. Default: `root`. */
-  name?: string;
+  name?: string | undefined;
   /** Called with what `inject` names; a `name` in what it gives is ignored. */
   useFactory: (
     ...dependencies: never[]
   ) => LockRegistration<Config> | Promise<LockRegistration<Config>>;
   /** What the factory needs: classes, tokens, or `{ token, optional }`. */
-  inject?: (string | symbol | object)[];
+  inject?: (string | symbol | object)[] | undefined;
   /** The modules that provide it: classes, or what they are made by. */
-  imports?: (object | Promise<object>)[];
+  imports?: (object | Promise<object>)[] | undefined;
 }
 
 /** A lock like another one. */
@@ -92,9 +95,9 @@ export interface InheritedLockRegistration<Config = RedisMutexLockOptions> {
   /** What it is injected by. */
   name: string;
   /** The name of the other. Default: `root`. */
-  inheritFrom?: string;
+  inheritFrom?: string | undefined;
   /** What is different in its config. */
-  config?: Partial<Config>;
+  config?: Partial<Config> | undefined;
 }
 
 /**
@@ -209,7 +212,7 @@ export class DistributedLockModule {
       }
       return {
         provide: getConfigToken(name),
-        inject: inject as FactoryProvider["inject"],
+        inject: inject as Injectable,
         useFactory: async (...dependencies: never[]) => {
           const registration = await useFactory(...dependencies);
           check(registration, name);
@@ -218,7 +221,7 @@ export class DistributedLockModule {
       };
     });
     const imports = listOf(locks).flatMap(({ imports = [] }) => imports);
-    return { ...module, imports: imports as DynamicModule["imports"] };
+    return { ...module, imports: imports as Importable };
   }
 
   /**
@@ -269,7 +272,7 @@ function listOf<T>(one: T | T[]): T[] {
 }
 
 /** One import of the module: all of its locks, each made once of its config. */
-function moduleOf<Registration extends { name?: string }>(
+function moduleOf<Registration extends { name?: string | undefined }>(
   registrations: Registration | Registration[],
   configOf: (registration: Registration, name: string) => Provider,
 ): DynamicModule {

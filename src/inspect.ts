@@ -196,7 +196,7 @@ export interface FencedSetOptions {
    * Seconds to keep the value, and with it the memory of its token. Default:
    * both stay until deleted.
    */
-  ttl?: number;
+  ttl?: number | undefined;
 }
 
 /**
@@ -258,15 +258,20 @@ const INSPECTED = "a client, or a backend that can be looked into";
 const SCANNED = "a client that can SCAN";
 const FENCED = "one server, and no quorum";
 
+/** One that has `Member`. */
+type Able<Member extends keyof Backend> =
+  & Backend
+  & { [name in Member]: NonNullable<Backend[name]> };
+
 /** `backend`, which has `member`, or a sentence that it has not. */
 function able<Member extends keyof Backend>(
   backend: Backend,
   member: Member,
   action: string,
   what: string,
-): Backend & Required<Pick<Backend, Member>> {
+): Able<Member> {
   if (backend[member] === undefined) {
     wrongType(action, `\`on\` must be ${what}`, backend, backend.name);
   }
-  return backend as Backend & Required<Pick<Backend, Member>>;
+  return backend as Able<Member>;
 }

@@ -120,7 +120,7 @@ export function acquireLock(
 export function acquireLock(
   on: LockTarget,
   key: string | readonly string[],
-  options?: LockOptions & { throwOnFail?: true },
+  options?: LockOptions & { throwOnFail?: true | undefined },
 ): Promise<DistributedLock>;
 /** The lock, or `null` where it is taken and `throwOnFail` turns out `false`. */
 export function acquireLock(
@@ -425,7 +425,7 @@ export function withLock<T>(
   on: LockTarget,
   key: string | readonly string[],
   fn: (lock: DistributedLock) => T | Promise<T>,
-  options?: LockOptions & { throwOnFail?: true },
+  options?: LockOptions & { throwOnFail?: true | undefined },
 ): Promise<T>;
 /** What `fn` returned, or `null` where `throwOnFail` turns out `false`. */
 export function withLock<T>(

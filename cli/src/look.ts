@@ -194,7 +194,11 @@ class Changes {
     for (const [key, { label }] of this.#known) {
       if (here.has(key)) continue;
       this.#known.delete(key);
-      this.#tell("free", { key, held: false, label });
+      this.#tell("free", {
+        key,
+        held: false,
+        ...label !== undefined && { label },
+      });
     }
   }
 

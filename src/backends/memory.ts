@@ -39,9 +39,9 @@ export type { Backend, Clock, LockEvent };
 /** How {@linkcode memory} is set up. */
 export interface MemoryOptions {
   /** The clock of the locks and of the "server"; the machine's by default. */
-  clock?: Clock;
+  clock?: Clock | undefined;
   /** Told of every transition of every lock made on this backend. */
-  onEvent?: (event: LockEvent) => void;
+  onEvent?: ((event: LockEvent) => void) | undefined;
 }
 
 /**

@@ -69,7 +69,7 @@ import { slotOf, tagFor, tagOf } from "./slots.ts";
 /** How a Redis backend is set up. */
 export interface RedisOptions {
   /** Told of every transition of every lock made on this backend. */
-  onEvent?: (event: LockEvent) => void;
+  onEvent?: ((event: LockEvent) => void) | undefined;
 }
 
 /** How long to listen on when nobody waits over a quorum any more. */

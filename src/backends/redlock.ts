@@ -40,9 +40,9 @@ export interface RedlockOptions {
    * waited for is one only where the others have no majority. Default: a sixth
    * of the lease, and 500 at most.
    */
-  serverTimeoutMs?: number;
+  serverTimeoutMs?: number | undefined;
   /** Told of every transition of every lock made on this quorum. */
-  onEvent?: (event: LockEvent) => void;
+  onEvent?: ((event: LockEvent) => void) | undefined;
 }
 
 /**

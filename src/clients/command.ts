@@ -18,7 +18,7 @@ import { type Port, SCAN_COUNT } from "./port.ts";
  * import { type CommandFunction, withLock } from "@dreamer/utils/lock";
  * import { createClient } from "redis";
  *
- * const client = createClient({ url: process.env.REDIS_URL });
+ * const client = createClient({ url: process.env.REDIS_URL! });
  * await client.connect();
  * const send: CommandFunction = (args) => client.sendCommand(args);
  * await withLock(send, "lock:doc:function", (lock) => lock.assertHeld());

@@ -60,35 +60,35 @@ export type { LockTarget } from "../connect.ts";
  */
 export interface RetryOptions {
   /** How often it would be tried again; 0 fails at once. Default: 10. */
-  retries?: number;
+  retries?: number | undefined;
   /** By what each pause is longer than the one before. Default: 2. */
-  factor?: number;
+  factor?: number | undefined;
   /** Milliseconds of the first pause. Default: 1000. */
-  minTimeout?: number;
+  minTimeout?: number | undefined;
   /** Milliseconds that no pause is longer than. Default: `Infinity`. */
-  maxTimeout?: number;
+  maxTimeout?: number | undefined;
   /** Whether pauses are longer by a random factor of 1 to 2. Default: `false`. */
-  randomize?: boolean;
+  randomize?: boolean | undefined;
   /** Whether to wait without end. Default: `false`. */
-  forever?: boolean;
+  forever?: boolean | undefined;
   /** Milliseconds that all of it lasts at most. Default: `Infinity`. */
-  maxRetryTime?: number;
+  maxRetryTime?: number | undefined;
   /** Accepted, and of no effect: there is no timer of a retry to unref. */
-  unref?: boolean;
+  unref?: boolean | undefined;
 }
 
 /** What one `lock()` may have otherwise than the mutex. */
 export interface LockOptions {
   /** In place of all of the mutex's. */
-  retryOptions?: RetryOptions;
+  retryOptions?: RetryOptions | undefined;
   /** Milliseconds after which the lock expires. */
-  lockTimeout?: number;
+  lockTimeout?: number | undefined;
 }
 
 /** What one `withLock()` may have otherwise than the mutex. */
 export interface WithLockOptions extends LockOptions {
   /** See {@linkcode RedisMutexLockOptions.automaticExtensionThreshold}. */
-  automaticExtensionThreshold?: number;
+  automaticExtensionThreshold?: number | undefined;
 }
 
 /**
@@ -136,27 +136,27 @@ export interface RedisMutexLockOptions {
    */
   client: LockTarget | string | URL | object;
   /** Stands before `:lock-<resource>`. Default: `@trellisorg/distributed-lock`. */
-  lockPrefix?: string;
+  lockPrefix?: string | undefined;
   /** Milliseconds after which a lock expires by itself. Default: 10,000. */
-  lockTimeout?: number;
+  lockTimeout?: number | undefined;
   /** How patient `lock()` is. Default: 17 minutes, see {@linkcode RetryOptions}. */
-  retryOptions?: RetryOptions;
+  retryOptions?: RetryOptions | undefined;
   /**
    * How many milliseconds before its end `withLock()` renews a lock at the
    * latest. It does so when a third of the time has passed anyway. Default: 500.
    */
-  automaticExtensionThreshold?: number;
+  automaticExtensionThreshold?: number | undefined;
   /**
    * Whether the order of arrival is kept strictly, also between those of one
    * process and those of others. Without, it is kept too, but a process may
    * serve some of its own at one go. Default: `false`.
    */
-  fifo?: boolean;
+  fifo?: boolean | undefined;
   /**
    * What to open a connection with, where `client` is a URL or options.
    * Default: the `Redis` of the package `ioredis`, which has to be installed.
    */
-  Redis?: RedisClass;
+  Redis?: RedisClass | undefined;
 }
 
 /**

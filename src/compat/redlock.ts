@@ -37,24 +37,24 @@ export interface RedlockOptions {
    * counts as lost by so much, and 2 ms, before its servers drop it.
    * Default: 0.01.
    */
-  driftFactor?: number;
+  driftFactor?: number | undefined;
   /** Milliseconds of patience for each retry … Default: 200. */
-  retryDelayMs?: number;
+  retryDelayMs?: number | undefined;
   /** … and so many more. Default: 100. */
-  retryJitterMs?: number;
+  retryJitterMs?: number | undefined;
   /** How many retries, after the first try. 0 does not wait. Default: 3. */
-  maxRetryAttempts?: number;
+  maxRetryAttempts?: number | undefined;
   /**
    * Checked, and without effect: a lock is extended at a third of its ttl, or
    * of what is left of it. Default: 1,000.
    */
-  automaticExtensionThreshold?: number;
+  automaticExtensionThreshold?: number | undefined;
 }
 
 /** How {@linkcode Redlock.withLock} is to keep its lock. */
 export interface WithLockOptions {
   /** As {@linkcode RedlockOptions.automaticExtensionThreshold}. */
-  extensionThresholdMs?: number;
+  extensionThresholdMs?: number | undefined;
 }
 
 const NAME = "RedisLockError";

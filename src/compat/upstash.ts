@@ -38,9 +38,9 @@ export interface RetryConfig {
    * How many tries there are, the first included: 1 does not wait, and 0 does
    * not even try. Default: 3.
    */
-  attempts?: number;
+  attempts?: number | undefined;
   /** Milliseconds of patience for each further one. Default: 100. */
-  delay?: number;
+  delay?: number | undefined;
 }
 
 /** How a {@linkcode Lock} is set up. */
@@ -50,22 +50,22 @@ export interface LockCreateConfig {
   /** Where it lives: whatever `acquireLock` takes. */
   redis: LockTarget;
   /** Milliseconds after which the lock is free again. Default: 10,000. */
-  lease?: number;
+  lease?: number | undefined;
   /** How to wait while it is taken. */
-  retry?: RetryConfig;
+  retry?: RetryConfig | undefined;
 }
 
 /** What one {@linkcode Lock.acquire} may have otherwise than its lock. */
 export interface LockAcquireConfig {
   /** Milliseconds after which the lock is free again. */
-  lease?: number;
+  lease?: number | undefined;
   /** How to wait while it is taken. */
-  retry?: RetryConfig;
+  retry?: RetryConfig | undefined;
   /**
    * The value of the key while it is held: random, and another for each hold.
    * Default: one of our own draw.
    */
-  uuid?: string;
+  uuid?: string | undefined;
 }
 
 /** Whether this very instance holds the lock. */
@@ -73,6 +73,7 @@ export type LockStatus = "ACQUIRED" | "FREE";
 
 const DEFAULT_LEASE_MS = 10_000;
 const DEFAULT_RETRY = { attempts: 3, delay: 100 };
+type Retry = typeof DEFAULT_RETRY;
 const DEFAULT_WAIT_MS = 1_000;
 
 /**
@@ -101,7 +102,7 @@ export class Lock {
   readonly #id: string;
   readonly #backend: Backend;
   readonly #leaseMs: number;
-  readonly #retry: Required<RetryConfig>;
+  readonly #retry: Retry;
   /** The last hold; a failed acquire() leaves it alone. */
   #lock: DistributedLock | undefined;
 
@@ -217,7 +218,7 @@ export interface DebounceConfig<Args extends unknown[] = any[]> {
   /** Where they are counted: whatever `acquireLock` takes, but a quorum. */
   redis: LockTarget;
   /** Milliseconds of quiet after which the last call runs. Default: 1,000. */
-  wait?: number;
+  wait?: number | undefined;
   /** What to run, with the arguments of the call. */
   callback: (...args: Args) => unknown;
 }
@@ -309,8 +310,8 @@ function readLease(
 function readRetry(
   action: string,
   retry: RetryConfig | undefined,
-  before: Required<RetryConfig>,
-): Required<RetryConfig> {
+  before: Retry,
+): Retry {
   if (retry === undefined) return before;
   if (typeof retry !== "object" || retry === null) {
     wrongType(action, "retry must be an object", retry);

@@ -26,7 +26,7 @@ export interface Grant {
   /** Always true. */
   readonly granted: true;
   /** Greater than any drawn before for this key, where one was asked for. */
-  readonly fencingToken?: number;
+  readonly fencingToken?: number | undefined;
 }
 
 /** No: somebody else has the key. */
@@ -62,17 +62,17 @@ export interface Standing {
 /** What a server says of one key. */
 export interface Entry {
   /** The owner; `undefined` where nobody has it. */
-  readonly owner?: string;
+  readonly owner?: string | undefined;
   /** What is left in milliseconds; `undefined` where it has no expiry. */
-  readonly leftMs?: number;
+  readonly leftMs?: number | undefined;
   /** The last fencing token drawn for the key, as long as it is remembered. */
-  readonly fencingToken?: number;
+  readonly fencingToken?: number | undefined;
   /** For how long the owner has had it, where that can be known. */
   readonly heldMs?: number | undefined;
   /** How many stand in line for it; `undefined` where there is none to see. */
-  readonly waiting?: number;
+  readonly waiting?: number | undefined;
   /** The first of them, in their order. */
-  readonly line?: readonly Standee[];
+  readonly line?: readonly Standee[] | undefined;
 }
 
 /** One who stands in line, seen from outside. */
@@ -109,9 +109,9 @@ export interface Backend {
   /** What it is, for messages: `redis`, `memory`. */
   readonly name: string;
   /** The clock by which its holds are judged; the machine's by default. */
-  readonly clock?: Clock;
+  readonly clock?: Clock | undefined;
   /** Told of every transition of every lock made on this backend. */
-  readonly onEvent?: (event: LockEvent) => void;
+  readonly onEvent?: ((event: LockEvent) => void) | undefined;
   /**
    * Takes the key unless somebody has it; granted again to its own owner.
    *
@@ -123,29 +123,37 @@ export interface Backend {
    * The same, and `then` with what came of it, by one promise for both: where
    * thousands are asked for at a time, each layer of promises shows.
    */
-  tryAcquireThen?<T>(
-    claim: Claim,
-    then: (answer: Grant | Refusal) => T,
-    onRefused?: () => void,
-  ): Promise<T>;
+  tryAcquireThen?:
+    | (<T>(
+      claim: Claim,
+      then: (answer: Grant | Refusal) => T,
+      onRefused?: () => void,
+    ) => Promise<T>)
+    | undefined;
   /** The same, and draws a fencing token in the same round trip. */
-  tryAcquireFenced?(claim: Claim): Promise<Grant | Refusal>;
+  tryAcquireFenced?:
+    | ((claim: Claim) => Promise<Grant | Refusal>)
+    | undefined;
   /**
    * Makes the fence of the key at least `token`, if the key is still ours: for
    * a quorum, whose members have to remember one token.
    */
-  raiseFence?(hold: Hold, token: number): Promise<Verdict>;
+  raiseFence?:
+    | ((hold: Hold, token: number) => Promise<Verdict>)
+    | undefined;
   /**
    * Takes all of several keys at once, or none, for one owner; drawing a
    * fencing token for each if `isFenced`. Leaves keys alone for which others
    * stand in line. Answers for each in turn, or with one refusal.
    */
-  tryAcquireAll?(
-    claims: readonly Claim[],
-    isFenced: boolean,
-  ): Promise<readonly Grant[] | Refusal>;
+  tryAcquireAll?:
+    | ((
+      claims: readonly Claim[],
+      isFenced: boolean,
+    ) => Promise<readonly Grant[] | Refusal>)
+    | undefined;
   /** Whether it can do that with these keys; absent where it can with any. */
-  areTogether?(keys: readonly string[]): boolean;
+  areTogether?: ((keys: readonly string[]) => boolean) | undefined;
   /**
    * Makes each hold last its `ttlMs` from now if it is still ours, with as few
    * commands as will do: all holds of a client are renewed together. Answers
@@ -166,19 +174,25 @@ export interface Backend {
    *
    * @returns How many there are, or what has become of a hold that isn't ours.
    */
-  confirm?(
-    claims: readonly Claim[],
-    replicas: number,
-    ms: number,
-  ): Promise<number | Exclude<Verdict, "done">>;
+  confirm?:
+    | ((
+      claims: readonly Claim[],
+      replicas: number,
+      ms: number,
+    ) => Promise<number | Exclude<Verdict, "done">>)
+    | undefined;
   /**
    * Adds `byMs` to what is left of the hold, or takes it off, by the server's
    * clock; safe to send twice. How it stands then; where nothing would be left
    * it does nothing, and that is 0.
    */
-  prolong?(hold: Hold, byMs: number): Promise<Standing>;
+  prolong?:
+    | ((hold: Hold, byMs: number) => Promise<Standing>)
+    | undefined;
   /** Makes the hold that of another owner, for as long as it would last. */
-  rename?(hold: Hold, owner: string): Promise<Verdict>;
+  rename?:
+    | ((hold: Hold, owner: string) => Promise<Verdict>)
+    | undefined;
   /**
    * Frees the key, if it is still ours; who stands in line for it is next. Those
    * of one moment may go in one command: no attempt to acquire it that
@@ -190,44 +204,46 @@ export interface Backend {
    *
    * @param isFirst Whether others will follow in this moment, and then `flush()`.
    */
-  releaseThen?<T>(
-    hold: Hold,
-    isFirst: boolean,
-    then: (verdict: Verdict) => T,
-    fail: (error: unknown) => never,
-  ): Promise<T>;
+  releaseThen?:
+    | (<T>(
+      hold: Hold,
+      isFirst: boolean,
+      then: (verdict: Verdict) => T,
+      fail: (error: unknown) => never,
+    ) => Promise<T>)
+    | undefined;
   /** Sends the releases that it has gathered: behind the last of several. */
-  flush?(): void;
+  flush?: (() => void) | undefined;
   /**
    * Frees the key in the background, for a hold of which nobody knows whether
    * it came about: tried again until it is known to be gone or has expired.
    */
   discard(claim: Claim): void;
   /** Whether there is nobody to ask any more: its client was closed for good. */
-  isClosed?(): boolean;
+  isClosed?: (() => boolean) | undefined;
   /** The lines before its keys; without it, who waits asks again and again. */
   readonly line?: Line | undefined;
   /** Finds out whether there are lines, where that is not plain to see. */
-  findLine?(): Promise<Line | undefined>;
+  findLine?: (() => Promise<Line | undefined>) | undefined;
   /** How it tells of releases, to those who wait over a quorum. */
   readonly notices?: Notices | undefined;
   /** Where there is no line: watches a key for one who waits for it. */
-  watch?(key: string): Watch;
+  watch?: ((key: string) => Watch) | undefined;
   /** Calls that come in bursts, of which one is to run. */
   readonly bursts?: Bursts | undefined;
   /** How a hold stands, without changing it. */
   inquire(hold: Hold): Promise<Standing>;
   /** Who has a key, whoever it is. */
-  inspect?(key: string): Promise<Entry>;
+  inspect?: ((key: string) => Promise<Entry>) | undefined;
   /** The keys that match a glob pattern, each at least once. */
-  scan?(pattern: string): AsyncIterable<string>;
+  scan?: ((pattern: string) => AsyncIterable<string>) | undefined;
   /** Frees a key whoever has it: whether anybody had. */
-  forceRelease?(key: string): Promise<boolean>;
+  forceRelease?: ((key: string) => Promise<boolean>) | undefined;
   /**
    * Writes `value` unless a greater token has been seen for `key`: whether it
    * did. For a resource that is kept on the same server.
    */
-  writeFenced?(write: FencedWrite): Promise<boolean>;
+  writeFenced?: ((write: FencedWrite) => Promise<boolean>) | undefined;
 }
 
 /** A wish that can stand in line. */
@@ -244,7 +260,7 @@ export interface Wish extends Claim {
 /** It is our turn. */
 export interface Turn extends Grant {
   /** Of the first of the tokens in a row. */
-  readonly fencingToken?: number;
+  readonly fencingToken?: number | undefined;
   /** What is left of the lease, in milliseconds, as of `at`. */
   readonly leftMs: number;
   /** The server's clock then, in milliseconds. */
@@ -308,7 +324,7 @@ export interface Line {
    */
   readonly inbox: string | undefined;
   /** Whether it listens, or tries to; absent where there is nothing to close. */
-  readonly isOpen?: boolean;
+  readonly isOpen?: boolean | undefined;
   /**
    * Listens from now on, so that grants can be pushed.
    *
@@ -433,7 +449,7 @@ export interface FencedWrite {
   /** The writer's fencing token. */
   readonly fencingToken: number;
   /** How long to keep value and token, in milliseconds; for good if not given. */
-  readonly ttlMs?: number;
+  readonly ttlMs?: number | undefined;
 }
 
 /** The clock by which holds on `backend` are judged. */

@@ -8,7 +8,7 @@ export interface LockEventBase {
   /** The key of the lock. */
   readonly key: string;
   /** Its label, if it has one. Its owner is a secret and never told. */
-  readonly label?: string;
+  readonly label?: string | undefined;
 }
 
 /** A lock was acquired; with `replicas`, before these are asked. */
@@ -18,7 +18,7 @@ export interface AcquiredEvent extends LockEventBase {
   /** Milliseconds from the call to the grant. */
   readonly tookMs: number;
   /** The fencing token, if one was asked for. */
-  readonly fencingToken?: number;
+  readonly fencingToken?: number | undefined;
 }
 
 /** A lock was taken, and patience ran out. */
@@ -28,9 +28,9 @@ export interface RefusedEvent extends LockEventBase {
   /** Milliseconds from the call to the refusal. */
   readonly tookMs: number;
   /** What is left of the present hold, where it is known. */
-  readonly retryAfterMs?: number;
+  readonly retryAfterMs?: number | undefined;
   /** The place in line, from 1, of one who waited there. */
-  readonly place?: number;
+  readonly place?: number | undefined;
 }
 
 /**
@@ -45,7 +45,7 @@ export interface WaitingEvent extends LockEventBase {
   /** The place in line; 1 is the next. */
   readonly place: number;
   /** What is left of the present hold, where it is known. */
-  readonly retryAfterMs?: number;
+  readonly retryAfterMs?: number | undefined;
 }
 
 /** A lease was extended, by hand or in the background. */

@@ -9,28 +9,28 @@ export interface LockOptions {
    * After waiting in line on a server it is two seconds at most to begin with,
    * and made the whole within the first of them, if the program runs that long.
    */
-  ttl?: number;
+  ttl?: number | undefined;
   /**
    * Ends the attempt, or the waiting: it rejects with `signal.reason`, a grant
    * that was under way is handed on, and no place in line is left behind.
    * Default: none.
    */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
   /**
    * Whether a taken lock is an error, or a `null`. It speaks of that alone: a
    * server that fails always rejects. Default: `true`.
    */
-  throwOnFail?: boolean;
+  throwOnFail?: boolean | undefined;
   /**
    * The message of the error if the lock is taken.
    * Default: `"Operation in progress, please try again later"`.
    */
-  errorMessage?: string;
+  errorMessage?: string | undefined;
   /**
    * Who holds it, for those who look at the lock on the server; kept there for
    * as long as the lock. At most 200 characters, and no secret. Default: none.
    */
-  label?: string;
+  label?: string | undefined;
   /**
    * Milliseconds of patience while the lock is taken: 0 fails at once, and
    * `Infinity` waits until `signal` says stop. Who waits stands in line, and is
@@ -38,31 +38,31 @@ export interface LockOptions {
    * not ready (`READONLY`, `LOADING`, `CLUSTERDOWN` …) is waited for as well.
    * Default: 0.
    */
-  waitMs?: number;
+  waitMs?: number | undefined;
   /**
    * Whether to renew the lock in the background until it is released, so that
    * `ttl` is only what a crash costs. Default: `true` for `withLock`, `false`
    * for `acquireLock`.
    */
-  autoExtend?: boolean;
+  autoExtend?: boolean | undefined;
   /**
    * Milliseconds after which a lock counts as lost however often it was renewed:
    * its signal aborts with the reason `max-hold`, and it is renewed no more.
    * Others get in at the release, or when the last lease is over. Default: none.
    */
-  maxHoldMs?: number;
+  maxHoldMs?: number | undefined;
   /**
    * Whether to draw a fencing token, in the same round trip: see
    * {@linkcode DistributedLock.fencingToken}. Default: `false`.
    */
-  fencing?: boolean;
+  fencing?: boolean | undefined;
   /**
    * How many waiters of this process one turn in line may serve, one after the
    * other and without a word to the server; never past 10 ms since the turn
    * began, nor more than 100 with `fencing`. 0 for strict order across all
    * processes. Default: 16.
    */
-  localTurns?: number;
+  localTurns?: number | undefined;
   /**
    * How many replicas of the server have to confirm the lock before it counts
    * as acquired (`WAIT`), so that it outlives a failover to one of those. Where
@@ -70,7 +70,7 @@ export interface LockOptions {
    * third of `ttl`, the lock is released again, with a
    * {@linkcode LockReplicationError}. Default: 0.
    */
-  replicas?: number;
+  replicas?: number | undefined;
 }
 
 /** {@linkcode LockOptions} by the name that they had at first. */
@@ -96,9 +96,9 @@ export interface Settings {
 /** What only the faces of older APIs ask for. */
 export interface Manner {
   /** Whether patience does not count until the server has said a first no. */
-  readonly isUnhurried?: boolean;
+  readonly isUnhurried?: boolean | undefined;
   /** How differently clocks may run, as a part of the lease. */
-  readonly driftFactor?: number;
+  readonly driftFactor?: number | undefined;
 }
 
 const PLAIN: Manner = {};

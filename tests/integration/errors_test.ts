@@ -283,7 +283,7 @@ for (const [options, kind, rule, value] of badOptions) {
 
 const goodOptions: [
   what: string,
-  options: LockOptions & { throwOnFail?: true },
+  options: LockOptions & { throwOnFail?: true | undefined },
 ][] = [
   ["the longest ttl that is allowed", { ttl: 9007199254740 }],
   ["a ttl that no float can hold exactly", { ttl: 1.1 }],

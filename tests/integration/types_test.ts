@@ -29,12 +29,19 @@ import {
 
 import {
   acquireLock,
+  type Backend,
   DistributedLock,
+  fencedSet,
   type LockOptions,
   type LockTarget,
+  redis,
+  redlock,
   withLock,
 } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
+import { Redlock } from "@dreamer/utils/lock/redlock";
+import { RedisMutex } from "@dreamer/utils/lock/redis-mutex";
+import { Debounce, Lock as UpstashLock } from "@dreamer/utils/lock/upstash";
 import { test } from "../support/test.ts";
 
 const lazy = { lazyConnect: true };
@@ -175,4 +182,42 @@ function _misspelt(on: LockTarget) {
   void withLock(on, "k", { ttl: 5 }, () => {});
   // @ts-expect-error No key.
   void acquireLock(on);
+}
+
+/**
+ * Never called: with `exactOptionalPropertyTypes`, as here, what may be left
+ * out may also be given as undefined, by whoever passes on what came to him.
+ */
+function _leftOut(on: LockTarget, it: undefined) {
+  const patience = { retries: it, factor: it, minTimeout: it, maxTimeout: it };
+  const mutex = { lockTimeout: it, automaticExtensionThreshold: it };
+  const backend: Backend = {
+    ...memory({ clock: it, onEvent: it }),
+    ...{ line: it, notices: it, bursts: it, clock: it, onEvent: it },
+    ...{ tryAcquireAll: it, confirm: it, watch: it, isClosed: it, scan: it },
+  };
+  const options: LockOptions = {
+    ...{ ttl: it, signal: it, throwOnFail: it, errorMessage: it, label: it },
+    ...{ waitMs: it, autoExtend: it, maxHoldMs: it, fencing: it },
+    ...{ localTurns: it, replicas: it },
+  };
+  return [
+    acquireLock(on, "k", options),
+    // It is no reason for null.
+    withLock(on, "k", () => 7, { throwOnFail: it }).then((n) => n + 1),
+    redis(new Ioredis6(lazy), { onEvent: it }),
+    redlock([backend], { onEvent: it, serverTimeoutMs: it }),
+    fencedSet(on, "k", "v", 1, { ttl: it }),
+    new UpstashLock({ id: "k", redis: backend, lease: it, retry: it })
+      .acquire({ lease: it, retry: { attempts: it, delay: it }, uuid: it }),
+    new Debounce({ id: "k", redis: backend, wait: it, callback: () => {} }),
+    new Redlock([backend], {
+      ...{ driftFactor: it, retryDelayMs: it, retryJitterMs: it },
+      ...{ maxRetryAttempts: it, automaticExtensionThreshold: it },
+    }).withLock("k", 5, () => {}, { extensionThresholdMs: it }),
+    new RedisMutex({
+      ...{ client: "", lockPrefix: it, retryOptions: it, fifo: it, Redis: it },
+      ...mutex,
+    }).withLock("k", () => {}, { ...mutex, retryOptions: patience }),
+  ];
 }

@@ -50,9 +50,9 @@ function build(): string {
 export interface CliOptions {
   env?: Record<string, string>;
   /** What it reads; nothing unless given. */
-  stdin?: string;
+  stdin?: string | undefined;
   /** Leaves stdin open, for `write()`. */
-  isOpen?: true;
+  isOpen?: true | undefined;
 }
 
 /** The program, started. */
