@@ -135,11 +135,12 @@ export function redlock(
   return quorumOf(targets, options, FEWEST_SERVERS);
 }
 
-/** The same, of `fewest` servers or more. */
+/** The same, of `fewest` servers or more, by the name that a face has for them. */
 export function quorumOf(
   targets: readonly LockTarget[],
   options: RedlockOptions,
   fewest: number,
+  name = "targets",
 ): Backend {
   const action = "set up a quorum";
   if (!Array.isArray(targets)) {
@@ -162,7 +163,7 @@ export function quorumOf(
   checkObserver(action, onEvent);
   const seen = new Map<object, number>();
   const members = Array.from(targets, (target: LockTarget, index) => {
-    const member = connect(target);
+    const member = connect(target, `${name}[${index}]`);
     const number = index + 1;
     if (member instanceof RedlockBackend) {
       wrongType(action, `server ${number} must not be a quorum`, target);

@@ -86,8 +86,9 @@ export class InvalidParameterError extends TypeError {
 
   /** `parameter` was `value`, which is no `expectedType`. */
   constructor(parameter: string, value: unknown, expectedType: string) {
-    // A URL in place of clients has a password in it.
-    const shown = /^(redisClients|options)$/.test(parameter)
+    // A URL in place of clients has a password in it; not every object is a text.
+    const shown = /^(redisClients|options)$/.test(parameter) ||
+        typeof value === "object"
       ? kindOf(value)
       : String(value);
     super(
@@ -197,8 +198,8 @@ export class Redlock {
       ? 0
       : maxRetryAttempts * eachMs;
     this.#backend = redisClients.length === 1
-      ? connect(redisClients[0])
-      : quorumOf(redisClients, {}, 2);
+      ? connect(redisClients[0], "redisClients[0]")
+      : quorumOf(redisClients, {}, 2, "redisClients");
   }
 
   /**
@@ -289,6 +290,8 @@ export class RedlockInstance {
   readonly #lock: DistributedLock;
   #isReleased = false;
   #releasing: Promise<boolean> | undefined;
+  /** Whether a release was begun, after which it is held no more. */
+  #isLeft = false;
   /** When it ends by the wall clock, as of the last look. */
   #expiresAt: number;
 
@@ -362,6 +365,7 @@ export class RedlockInstance {
 
   async #release(): Promise<boolean> {
     this.#look();
+    this.#isLeft = true;
     try {
       const isFreed = await this.#lock.release();
       this.#isReleased = true;
@@ -379,18 +383,22 @@ export class RedlockInstance {
    *
    * @param newTtlMs Milliseconds; by default as many as it was acquired for.
    * @returns `true` if it did; `false` if it is not held any more.
-   * @throws {LockError} It was released: `Cannot extend a released lock`.
+   * @throws {LockError} It was released, or is being released: `Cannot extend a
+   * released lock`.
    * @throws {RedisConnectionError} The server, or a majority of them, could not
    * be asked; it is held for as long as it was anyway.
    * @throws {InvalidParameterError} `newTtlMs` is bad.
    */
   async extend(newTtlMs?: number): Promise<boolean> {
-    if (this.#isReleased) throw this.#released("extend a released lock");
+    const what = "extend a released lock";
+    this.#assertNotReleased(what);
     if (newTtlMs !== undefined) checkMs("newTtlMs", newTtlMs);
+    if (this.#isLeft) return false;
     try {
       await this.#lock.extend(newTtlMs && newTtlMs / 1000);
       return true;
     } catch (error) {
+      this.#assertNotReleased(what);
       if (error instanceof LockLostError) return false;
       throw translated("extend", error);
     }
@@ -404,14 +412,17 @@ export class RedlockInstance {
    * @param thresholdMs Checked, and without effect: the lock is extended when
    * two thirds of its ttl are left, which is sooner than any threshold below.
    * Default: 1,000.
-   * @throws {LockError} It was released.
+   * @throws {LockError} It was released, or is being released: `Cannot start
+   * auto-extension on a released lock`; or a release failed.
+   * @throws {LockLostError} It was lost.
    * @throws {InvalidParameterError} `thresholdMs` is bad.
    */
   startAutoExtension(thresholdMs: number = 1_000): void {
-    if (this.#isReleased) {
-      throw this.#released("start auto-extension on a released lock");
-    }
+    this.#assertNotReleased("start auto-extension on a released lock");
     checkMs("thresholdMs", thresholdMs);
+    // Clocks in doubt are no loss: the server is being asked.
+    const isLost = !this.#lock.isAcquired() && this.#lock.signal.aborted;
+    if (isLost || this.#isLeft) this.#lock.assertHeld();
     keepExtending(this.#lock, true);
   }
 
@@ -420,8 +431,9 @@ export class RedlockInstance {
     keepExtending(this.#lock, false);
   }
 
-  #released(what: string): LockError {
-    return new LockError("LOCK_NOT_HELD", this.#lock.key, `Cannot ${what}`);
+  #assertNotReleased(what: string): void {
+    if (!this.#isReleased && this.#releasing === undefined) return;
+    throw new LockError("LOCK_NOT_HELD", this.#lock.key, `Cannot ${what}`);
   }
 }
 

@@ -15,6 +15,7 @@ import {
   forceRelease,
   inspectLock,
   LockBackendError,
+  LockError,
   LockLostError,
   LockNotAcquiredError,
   type LockTarget,
@@ -431,6 +432,50 @@ test("a release that failed can be repeated in earnest", async () => {
   assertEquals(await next?.release(), true);
 });
 
+test("what is not held is not extended, and that is said", async () => {
+  const it = watchful(memory());
+  const redlock = new Redlock([it.backend], ONCE);
+  const lock = await redlock.acquire("left", 30_000);
+  it.isDown = true;
+  const releasing = lock!.release();
+  const both = async () => {
+    const what = "start auto-extension on a released lock";
+    const extending = lock!.extend();
+    const start = () => lock!.startAutoExtension();
+    assertThrows(start, LockError, `Cannot ${what}`);
+    const text = "Cannot extend a released lock";
+    await assertRejects(() => extending, LockError, text);
+  };
+  await both();
+  assertEquals(await releasing, false);
+  // Not released, and not held either.
+  assertEquals(await lock!.extend(), false);
+  const error = assertThrows(() => lock!.startAutoExtension(), LockError);
+  assertEquals(error.code, "LOCK_NOT_HELD");
+  it.isDown = false;
+  assertEquals(await lock!.release(), true);
+  await both();
+});
+
+test("a release during an extension ends it in an error, and no false", async () => {
+  const lock = await new Redlock([memory()], ONCE).acquire("both", 30_000);
+  const extending = lock!.extend();
+  const releasing = lock!.release();
+  const error = await assertRejects(() => extending, LockError);
+  assertEquals(error.message, "Cannot extend a released lock");
+  assertEquals(await releasing, true);
+});
+
+test("auto-extension of a lock that was lost is refused", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const lock = await new Redlock([on], ONCE).acquire("lost", 1_000);
+  await clock.advance(1_100);
+  assertThrows(() => lock!.startAutoExtension(), LockLostError);
+  assertEquals(await lock!.extend(), false);
+  await lock!.release();
+});
+
 test("an extension that can't be had is an error, and no false", async () => {
   const it = watchful(memory());
   const lock = await new Redlock([it.backend]).acquire("extend", 30_000);
@@ -579,7 +624,13 @@ test("a bad parameter is told by name, value and type", async () => {
       new Redlock([on], { automaticExtensionThreshold });
     });
   }
-  assertThrows(() => new Redlock([{} as never]), TypeError, "on");
+  for (const others of [[], [memory(), memory()]]) {
+    const clients = [...others, null as never];
+    const name = `\`redisClients[${others.length}]\` must be a client`;
+    assertThrows(() => new Redlock(clients), TypeError, name);
+  }
+  const members = [memory(), undefined as never, memory()];
+  assertThrows(() => quorum(members), TypeError, "`targets[1]` must be");
   assertThrows(() => new Redlock([on, on]), RangeError, "once");
 
   const redlock = new Redlock([on], ONCE);
@@ -587,13 +638,17 @@ test("a bad parameter is told by name, value and type", async () => {
     const error = await assertRejects(fn, InvalidParameterError);
     assertEquals(error.parameter, parameter);
   };
+  // Without a prototype nothing becomes a text by itself.
+  const bare = Object.create(null) as never;
   await badly("key", () => redlock.acquire("", 1_000));
   await badly("key", () => redlock.acquire("  ", 1_000));
   await badly("keys", () => redlock.acquire([], 1_000));
   await badly("keys", () => redlock.acquire(7 as never, 1_000));
   await badly("keys[1]", () => redlock.acquire(["a", ""], 1_000));
   await badly("keys[0]", () => redlock.acquire([7 as never], 1_000));
-  for (const ttlMs of [0, -1, 1.5, NaN, Infinity, "1000" as never]) {
+  await badly("keys[0]", () => redlock.acquire([bare], 1_000));
+  const odd = [bare, [bare] as never, Symbol("ms") as never];
+  for (const ttlMs of [0, -1, 1.5, NaN, Infinity, "1000" as never, ...odd]) {
     await badly("ttlMs", () => redlock.acquire("a", ttlMs));
     const fn = () => Promise.resolve();
     await badly("ttlMs", () => redlock.withLock("a", ttlMs, fn));
