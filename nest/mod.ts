@@ -186,7 +186,8 @@ export class DistributedLockModule {
   /**
    * Locks whose config is known.
    *
-   * @throws {TypeError} Two have the same name, or one is not complete.
+   * @throws {TypeError} Two have the same name, or one is not complete, or none
+   * at all.
    */
   static register<Config = RedisMutexLockOptions>(
     locks: LockRegistration<Config> | LockRegistration<Config>[],
@@ -279,6 +280,13 @@ function moduleOf<Registration extends { name?: string | undefined }>(
   const names = new Set<string>();
   const shared: Provider[] = [];
   for (const registration of listOf(registrations)) {
+    if (typeof registration !== "object" || registration === null) {
+      // Its kind only: a URL in the wrong place has a password in it.
+      const kind = registration === null ? "null" : typeof registration;
+      throw new TypeError(
+        `Cannot provide a lock as its registration must be an object: it is ${kind}`,
+      );
+    }
     const { name = ROOT } = registration;
     if (typeof name !== "string") refuse(name, "name must be a string");
     if (names.has(name)) refuse(name, "there must be one of that name");

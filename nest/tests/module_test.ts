@@ -424,6 +424,15 @@ test("a registration that makes no sense is refused, and named", async () => {
     TypeError,
     'Cannot provide the lock "redis" as adapter must be a function',
   );
+  for (const nothing of [undefined, null, "redis"]) {
+    const text = "Cannot provide a lock as its registration must be an object";
+    for (const given of [nothing, [nothing, GOOD]]) {
+      assertThrows(() => register(bad(given)), TypeError, text);
+      const asynchronous = () => registerAsync(bad(given) as never);
+      assertThrows(asynchronous, TypeError, text);
+      assertThrows(() => inherit(bad(given) as never), TypeError, text);
+    }
+  }
   assertThrows(() => register(bad({ adapter: () => {} })), TypeError, "config");
   assertThrows(() => register([GOOD, GOOD]), TypeError, '"root" as there must');
   assertThrows(() => register(bad({ ...GOOD, name: 1 })), TypeError, "name");
