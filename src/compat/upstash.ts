@@ -55,6 +55,41 @@ export interface LockCreateConfig {
   retry?: RetryConfig | undefined;
 }
 
+/**
+ * All that the original knew of a lock. No lock here gives it away, as whoever
+ * has the `UUID` can free the lock: it is for programs that name the type.
+ *
+ * @example
+ * ```ts
+ * import { Lock, type LockConfig } from "@dreamer/utils/lock/upstash";
+ * import { memory } from "@dreamer/utils/lock/memory";
+ *
+ * const config: LockConfig = {
+ *   id: "report",
+ *   redis: memory(),
+ *   lease: 5_000,
+ *   retry: { attempts: 10, delay: 200 },
+ *   UUID: null,
+ * };
+ * const { UUID: _, ...rest } = config;
+ * const lock = new Lock(rest);
+ * if (!await lock.acquire()) throw new Error("taken");
+ * await lock.release();
+ * ```
+ */
+export interface LockConfig {
+  /** What is locked: the Redis key. */
+  id: string;
+  /** Where it lives: whatever `acquireLock` takes. */
+  redis: LockTarget;
+  /** Milliseconds after which the lock is free again. */
+  lease: number;
+  /** How to wait while it is taken. */
+  retry: RetryConfig;
+  /** The value of the key while it is held. */
+  UUID: string | null;
+}
+
 /** What one {@linkcode Lock.acquire} may have otherwise than its lock. */
 export interface LockAcquireConfig {
   /** Milliseconds after which the lock is free again. */

@@ -41,7 +41,16 @@ import {
 import { memory } from "@dreamer/utils/lock/memory";
 import { Redlock } from "@dreamer/utils/lock/redlock";
 import { RedisMutex } from "@dreamer/utils/lock/redis-mutex";
-import { Debounce, Lock as UpstashLock } from "@dreamer/utils/lock/upstash";
+import {
+  Debounce,
+  type DebounceConfig,
+  Lock as UpstashLock,
+  type LockAcquireConfig,
+  type LockConfig,
+  type LockCreateConfig,
+  type LockStatus,
+  type RetryConfig,
+} from "@dreamer/utils/lock/upstash";
 import { test } from "../support/test.ts";
 
 const lazy = { lazyConnect: true };
@@ -171,6 +180,15 @@ test("the types say where null may come out", () => {
   // @ts-expect-error So that the lines above would not compile for nothing.
   sure<Same<Results["orNull"], Promise<Lock>>>();
 });
+
+/** Never called: all types of `@upstash/lock` have a name here, too. */
+function _ofUpstash(config: LockConfig, create: LockCreateConfig) {
+  const retry: RetryConfig = config.retry;
+  const acquire: LockAcquireConfig = { lease: config.lease, retry };
+  const lock = new UpstashLock({ ...create, id: config.id });
+  const status: Promise<LockStatus> = lock.getStatus();
+  return [acquire, status, {} as DebounceConfig];
+}
 
 /** Never called: each line must be refused by the compiler. */
 function _misspelt(on: LockTarget) {
