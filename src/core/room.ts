@@ -244,6 +244,8 @@ export interface Attempt {
   readonly onLate: (leftMs: number) => void;
   /** Whether it is, and nobody waits for it any more. */
   isLate: boolean;
+  /** What looks after it, where patience has no end. */
+  callOff: (() => void) | undefined;
   /** What came of it, since when, and how many its turn may serve. */
   keeper: Keeper | undefined;
   beganAt: number;
@@ -343,6 +345,7 @@ export class Room {
       lateAt: Math.min(until, now + HEARTBEAT_MS),
       onLate,
       isLate: false,
+      callOff: undefined,
       keeper: undefined,
       beganAt: 0,
       localTurns: 0,
@@ -351,25 +354,31 @@ export class Room {
     if (this.#trying.size >= this.#sweepTriedAt) this.#forgetTried();
     this.#trying.set(key, attempt);
     const { lateAt } = attempt;
-    if (this.#ticksAt === Infinity) this.#tickIn(TICK_MS);
+    if (waitMs === Infinity) this.#lookLater(attempt);
+    else if (this.#ticksAt === Infinity) this.#tickIn(TICK_MS);
     else if (lateAt < this.#ticksAt) this.#tickIn(lateAt - now);
     return attempt;
   }
 
   /** It was refused, or failed: how much is left of the patience. */
   unwatch(attempt: Attempt): number {
-    const { key, until, sentAt } = attempt;
-    this.#heardOf = Math.max(this.#heardOf, sentAt);
+    const { key, until } = attempt;
+    this.#isAnswered(attempt);
     if (this.#trying.get(key) === attempt) this.#trying.set(key, undefined);
     return Math.max(1, until - GRACE_MS - this.#clock.now());
   }
 
   /** It was granted: a turn, if another of us comes in time. */
   remember(attempt: Attempt, keeper: Keeper, localTurns: number): void {
-    this.#heardOf = Math.max(this.#heardOf, attempt.sentAt);
+    this.#isAnswered(attempt);
     attempt.keeper = keeper;
     attempt.beganAt = this.#clock.now();
     attempt.localTurns = localTurns;
+  }
+
+  #isAnswered({ sentAt, callOff }: Attempt): void {
+    this.#heardOf = Math.max(this.#heardOf, sentAt);
+    callOff?.();
   }
 
   /** It has an answer: those who came after it may go on. */
@@ -410,6 +419,14 @@ export class Room {
     this.#sweepTriedAt = Math.max(1_000, this.#trying.size * 2);
   }
 
+  /** Where patience has no end it is only looked for what was lost. */
+  #lookLater(attempt: Attempt): void {
+    attempt.callOff = this.#clock.setTimer(() => {
+      if (this.#mayBeLost(attempt.sentAt)) this.#giveUp([attempt]);
+      else this.#lookLater(attempt);
+    }, HEARTBEAT_MS);
+  }
+
   /** One timer for all, set now and then: most attempts are over before it. */
   #tickIn(ms: number): void {
     this.#callOffTick();
@@ -426,6 +443,7 @@ export class Room {
     for (const attempt of this.#trying.values()) {
       if (attempt === undefined || attempt.keeper !== undefined) continue;
       const { until, lateAt, sentAt } = attempt;
+      if (until === Infinity) continue;
       const isLate = until <= now || lateAt <= now && this.#mayBeLost(sentAt);
       if (isLate) late.push(attempt);
       else next = Math.min(next, until, Math.max(lateAt, now + TICK_LAST_MS));

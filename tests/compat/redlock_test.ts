@@ -33,7 +33,7 @@ import type { Backend } from "../../src/core/backend.ts";
 import { clients } from "../support/clients.ts";
 import { FakeClock } from "../support/fake_clock.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
-import { after, before, test, timersEnd } from "../support/test.ts";
+import { after, before, test } from "../support/test.ts";
 import { sleep, type World, worlds } from "./worlds.ts";
 
 const LISTENS_ON = "who waited listens on for a second";
@@ -485,7 +485,6 @@ test("an extension that can't be had is an error, and no false", async () => {
   assert(lock!.isValid);
   it.isDown = false;
   assertEquals(await lock!.release(), true);
-  await timersEnd();
 });
 
 test("drift is taken off as asked for, also after extend()", async () => {
@@ -584,7 +583,6 @@ test("a server's failure within fn is passed on as it is", async () => {
   const error = await redlock.withLock("fn", 1_000, () => Promise.reject(own))
     .catch((error) => error);
   assertEquals(error, own);
-  await timersEnd();
 });
 
 test("a bad parameter is told by name, value and type", async () => {

@@ -30,7 +30,7 @@ import { startFakeRedis } from "../support/fake_redis.ts";
 import { startProxy } from "../support/proxy.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
 import { Onlooker } from "../support/resp.ts";
-import { after, before, test, timersEnd } from "../support/test.ts";
+import { after, before, test } from "../support/test.ts";
 import { until } from "../support/until.ts";
 import { worksAgain } from "../support/works_again.ts";
 
@@ -320,7 +320,6 @@ for (const [what, options] of goodOptions) {
       assertEquals(await lock.release(), true);
       assertEquals(await server.command("EXISTS", key), 0);
     }
-    await timersEnd();
   });
 }
 

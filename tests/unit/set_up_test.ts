@@ -17,7 +17,7 @@ import { memory } from "@dreamer/utils/lock/memory";
 import { Redlock } from "@dreamer/utils/lock/redlock";
 import { RedisMutex } from "@dreamer/utils/lock/redis-mutex";
 import { Debounce, Lock } from "@dreamer/utils/lock/upstash";
-import { test, timersEnd } from "../support/test.ts";
+import { test } from "../support/test.ts";
 
 /** Passes for whatever is wanted. */
 // deno-lint-ignore no-explicit-any
@@ -127,7 +127,6 @@ test("tries without end or pauses are patience without end", async () => {
   const mutex = new RedisMutex({ client: memory(), retryOptions });
   const { unlock } = await mutex.lock("report");
   await unlock();
-  await timersEnd();
 });
 
 test("an owner's value is in no message", async () => {
