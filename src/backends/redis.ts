@@ -118,7 +118,8 @@ export class RedisBackend implements Backend {
   /** Not for a double, as above. */
   readonly #departures: Departures | undefined;
   readonly #port: Port;
-  #isServer: Promise<Line | undefined> | undefined;
+  /** What came of looking whether it is one. */
+  #found: Promise<Line | undefined> | undefined;
   /** What is cleaned up, by owner and key. Empty but after failures. */
   readonly #cleanUps: CleanUps;
   /** Whether anybody has left a line here. */
@@ -137,12 +138,10 @@ export class RedisBackend implements Backend {
         attempt: (claim, ask) => this.#attempt(claim, ask),
         verdictOn: (hold) => this.#verdictOn(hold),
       });
-    } else this.findLine = () => this.#isServer ??= this.#find();
-    if (port.get === undefined) {
       this.tryAcquireAll = (claims, isFenced) =>
         this.#tryAcquireAll(claims, isFenced);
       this.#departures = new Departures(port);
-    }
+    } else this.findLine = () => this.#found ??= this.#find();
     if (port.isCluster) {
       const { keyPrefix = "" } = port;
       // By the tag, and not by the slot: not every prefix can be known.
@@ -173,7 +172,7 @@ export class RedisBackend implements Backend {
       if (isServer) this.line = this.#newLine();
     } catch {
       // As a double may, for a script that it does not know.
-      this.#isServer = undefined;
+      this.#found = undefined;
     }
     return this.line;
   }
