@@ -72,12 +72,15 @@ const toLeftMs = (reply: unknown): number =>
 /** A fence is remembered for a day after its last use. */
 const FENCE_MS = 86_400_000;
 
+/** Goes on only if `owner` still has the lock. */
+const IF_OURS = `local holder = redis.call("GET", lock)
+if holder ~= owner then return holder and -1 or 0 end
+`;
+
 /** Deletes the lock if `owner` still has it and nobody stands in line. One
  * script, or our hold may end between GET and DEL and we delete another's. */
 const FREE = {
-  lua: `local now = redis.call("GET", lock)
-if now ~= owner then return now and -1 or 0 end
-if redis.pcall("EXISTS", line) == 1 then return 2 end
+  lua: `${IF_OURS}if redis.pcall("EXISTS", line) == 1 then return 2 end
 return redis.call("DEL", lock)`,
   decode: (reply: unknown) =>
     Number(reply) === 2 ? "wanted" as const : toVerdict(reply),
@@ -136,9 +139,7 @@ return verdicts`,
 export const RELEASE_ALONE = define({
   keys: ["lock"],
   args: ["owner"],
-  lua: `local now = redis.call("GET", lock)
-if now ~= owner then return now and -1 or 0 end
-return redis.call("DEL", lock)`,
+  lua: `${IF_OURS}return redis.call("DEL", lock)`,
   decode: toVerdict,
 });
 
@@ -179,12 +180,12 @@ export const EXTEND = define({
   args: [] as readonly string[],
   lua: `local verdicts, atLeast = {}, ARGV[2 * #KEYS + 1] == "1"
 for i, lock in ipairs(KEYS) do
-  local now, ttl = redis.pcall("GET", lock), ARGV[2 * i]
-  if now == ARGV[2 * i - 1] then
+  local holder, ttl = redis.pcall("GET", lock), ARGV[2 * i]
+  if holder == ARGV[2 * i - 1] then
     local isLonger = atLeast and redis.call("PTTL", lock) >= tonumber(ttl)
     verdicts[i] = isLonger and 1 or redis.call("PEXPIRE", lock, ttl)
   else
-    verdicts[i] = now and -1 or 0
+    verdicts[i] = holder and -1 or 0
   end
 end
 return verdicts`,
@@ -197,9 +198,7 @@ return verdicts`,
 export const EXTEND_BRIEFLY = define({
   keys: ["lock", "line"],
   args: ["owner", "ttlMs"],
-  lua: `local holder = redis.call("GET", lock)
-if holder ~= owner then return holder and -1 or 0 end
-local isLess = redis.call("PTTL", lock) > tonumber(ttlMs)
+  lua: `${IF_OURS}local isLess = redis.call("PTTL", lock) > tonumber(ttlMs)
 redis.call("PEXPIRE", lock, ttlMs)
 ${HINT}if isLess then hint(line, ttlMs) end
 return 1`,
@@ -212,8 +211,9 @@ return 1`,
 export const INQUIRE = define({
   keys: ["lock"],
   args: ["owner"],
-  lua: `local now = redis.call("GET", lock)
-return {now == owner and 1 or now and -1 or 0, redis.call("PTTL", lock)}`,
+  lua: `local holder = redis.call("GET", lock)
+local verdict = holder == owner and 1 or holder and -1 or 0
+return {verdict, redis.call("PTTL", lock)}`,
   decode(reply) {
     const [verdict, leftMs] = reply as unknown[];
     return { verdict: toVerdict(verdict), leftMs: toLeftMs(leftMs) };
@@ -375,9 +375,7 @@ return {1, token}`,
 export const RAISE_FENCE = define({
   keys: ["lock", "fence"],
   args: ["owner", "token"],
-  lua: `local now = redis.call("GET", lock)
-if now ~= owner then return now and -1 or 0 end
-local last = tonumber(redis.call("GET", fence) or 0)
+  lua: `${IF_OURS}local last = tonumber(redis.call("GET", fence) or 0)
 token = string.format("%.0f", math.max(last, tonumber(token)))
 redis.call("SET", fence, token, "PX", ${FENCE_MS})
 return 1`,
@@ -681,9 +679,9 @@ end
 export const RELEASE_TELLING = define({
   keys: ["lock", "line", "watch"],
   args: ["owner"],
-  lua: `local now = redis.call("GET", lock)
-if now ~= owner then return now and -1 or 0 end
-if redis.call("EXISTS", line, watch) == 0 then return redis.call("DEL", lock) end
+  lua: `${IF_OURS}if redis.call("EXISTS", line, watch) == 0 then
+  return redis.call("DEL", lock)
+end
 if redis.call("EXISTS", line) == 1 then return 2 end
 ${CALL}${TELL}return tell(lock, watch)`,
   decode: FREE.decode,
