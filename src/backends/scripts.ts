@@ -341,10 +341,18 @@ return again(ask)`,
 });
 
 /**
- * Takes the lock if it is free and draws its fencing token: one more than the
- * last, and no less than the server's time in microseconds, so that it grows
- * also where the last was lost. In full digits: Lua's own conversion keeps 14.
- * Sent again it finds its own owner, and the token drawn for it.
+ * Draws a fencing token: one more than the last, and no less than the server's
+ * time in microseconds, so that it grows also where the last was lost. In full
+ * digits: Lua's own conversion keeps 14.
+ */
+const DRAW = `token = math.max((tonumber(last) or 0) + 1, now)
+token = string.format("%.0f", token)
+redis.call("SET", fence, token, "PX", ${FENCE_MS})
+`;
+
+/**
+ * Takes the lock if it is free and draws its fencing token. Sent again it finds
+ * its own owner, and the token drawn for it.
  */
 export const ACQUIRE_FENCED = define({
   keys: ["lock", "fence"],
@@ -358,10 +366,8 @@ if not redis.call("SET", lock, owner, "PX", ttlMs, "NX") then
   if last then return {1, last} end
 end
 local time = redis.call("TIME")
-local token = math.max((tonumber(last) or 0) + 1, time[1] * 1000000 + time[2])
-token = string.format("%.0f", token)
-redis.call("SET", fence, token, "PX", ${FENCE_MS})
-return {1, token}`,
+local now, token = time[1] * 1000000 + time[2]
+${DRAW}return {1, token}`,
   decode(reply) {
     const [granted, number] = reply as unknown[];
     return Number(granted) === 1
@@ -697,7 +703,7 @@ export const TRY_OR_WATCH = define({
   args: ["owner", "ttlMs", "tokens", "watcher", "ticket"],
   lua: `local holder = redis.call("GET", lock)
 local time = redis.call("TIME")
-local now = string.format("%.0f", time[1] * 1000000 + time[2])
+local now = time[1] * 1000000 + time[2]
 local at = " " .. time[1] .. " " .. time[2] .. " "
 local isKept = watcher ~= "" and holder == "next " .. watcher
 if holder and holder ~= owner and not isKept then
@@ -706,7 +712,7 @@ if holder and holder ~= owner and not isKept then
   local left = isKeptForOther and -1 or redis.call("PTTL", lock)
   if watcher == "" then return "0 " .. left .. at .. "-" end
   if ticket ~= "" then redis.call("ZADD", watch, ticket, watcher)
-  else redis.call("ZADD", watch, "NX", now, watcher) end
+  else redis.call("ZADD", watch, "NX", string.format("%.0f", now), watcher) end
   redis.call("PEXPIRE", watch, ${LINE_MS})
   local isOurs = isKeptForOther or string.find(holder, "^%x+@")
   local place = redis.call("ZRANK", watch, watcher) + 1
@@ -719,10 +725,7 @@ local token = "-"
 if tokens ~= "0" then
   local last = redis.call("GET", fence)
   if holder == owner and last then return "1 " .. ttlMs .. at .. last end
-  token = math.max((tonumber(last) or 0) + 1, tonumber(now))
-  token = string.format("%.0f", token)
-  redis.call("SET", fence, token, "PX", ${FENCE_MS})
-end
+  ${DRAW}end
 if holder ~= owner then redis.call("SET", lock, owner, "PX", ttlMs) end
 return "1 " .. ttlMs .. at .. token`,
   decode(reply): Turn | Place {
