@@ -12,6 +12,7 @@ import type { Port } from "./clients/port.ts";
 import { upstash, type UpstashClient } from "./clients/upstash.ts";
 import { type Backend, isBackend } from "./core/backend.ts";
 import {
+  checkNumber,
   checkObserver,
   checkOptions,
   isClass,
@@ -152,14 +153,7 @@ export function quorumOf(
   }
   checkOptions(action, options, QUORUM_OPTIONS);
   const { serverTimeoutMs, onEvent } = options;
-  if (serverTimeoutMs !== undefined) {
-    if (typeof serverTimeoutMs !== "number") {
-      wrongType(action, "serverTimeoutMs must be a number", serverTimeoutMs);
-    }
-    if (!(serverTimeoutMs > 0)) {
-      outOfRange(action, "serverTimeoutMs must be > 0", serverTimeoutMs);
-    }
-  }
+  checkNumber(action, "serverTimeoutMs", serverTimeoutMs, "> 0");
   checkObserver(action, onEvent);
   const seen = new Map<object, number>();
   const members = Array.from(targets, (target: LockTarget, index) => {

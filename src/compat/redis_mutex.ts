@@ -29,6 +29,7 @@ import {
   LockNotAcquiredError,
 } from "../core/errors.ts";
 import {
+  checkNumber,
   checkOptions,
   kindOf,
   type LockOptions as CoreOptions,
@@ -603,18 +604,18 @@ function readResources(
   return resources;
 }
 
-function readTimeout(action: string, lockTimeout: unknown): number {
-  const ms = readNumber(action, "lockTimeout", lockTimeout, 1);
-  if (ms === Infinity) {
-    outOfRange(action, "lockTimeout must be finite", ms);
+function readTimeout(action: string, lockTimeout: number): number {
+  checkNumber(action, "lockTimeout", lockTimeout, ">= 1");
+  if (lockTimeout === Infinity) {
+    outOfRange(action, "lockTimeout must be finite", lockTimeout);
   }
-  return ms;
+  return lockTimeout;
 }
 
 /** Only checked: locks are renewed sooner than this could ask for. */
 function readThreshold(action: string, options: WithLockOptions): void {
-  const { automaticExtensionThreshold: ms = 500 } = options;
-  readNumber(action, "automaticExtensionThreshold", ms, 0);
+  const { automaticExtensionThreshold: ms } = options;
+  checkNumber(action, "automaticExtensionThreshold", ms, ">= 0");
 }
 
 /** How long the pauses of promise-retry would be all together. */
@@ -629,11 +630,11 @@ function readPatience(
   const { retries = 10, factor = 2, minTimeout = 1000 } = options;
   const { maxTimeout = Infinity, maxRetryTime = Infinity } = options;
   const { randomize, forever, unref } = options;
-  readNumber(action, "retries", retries, 0);
-  readNumber(action, "factor", factor, 0);
-  readNumber(action, "minTimeout", minTimeout, 0);
-  readNumber(action, "maxTimeout", maxTimeout, 0);
-  readNumber(action, "maxRetryTime", maxRetryTime, 0);
+  checkNumber(action, "retries", retries, ">= 0");
+  checkNumber(action, "factor", factor, ">= 0");
+  checkNumber(action, "minTimeout", minTimeout, ">= 0");
+  checkNumber(action, "maxTimeout", maxTimeout, ">= 0");
+  checkNumber(action, "maxRetryTime", maxRetryTime, ">= 0");
   readFlag(action, { unref });
   if (minTimeout > maxTimeout) {
     const rule = `minTimeout must be at most maxTimeout, ${maxTimeout}`;
@@ -662,21 +663,6 @@ function readPatience(
     }
     return Math.min(sum, maxRetryTime);
   };
-}
-
-function readNumber(
-  action: string,
-  name: string,
-  value: unknown,
-  least: number,
-): number {
-  if (typeof value !== "number") {
-    wrongType(action, `${name} must be a number`, value);
-  }
-  if (!(value >= least)) {
-    outOfRange(action, `${name} must be >= ${least}`, value);
-  }
-  return value;
 }
 
 /** The one option in `flags`: whether it is on. */

@@ -218,6 +218,31 @@ export function checkObserver(action: string, onEvent: unknown): void {
   }
 }
 
+/** What a number may have to be, in words. */
+const RULES = {
+  ">= 0": (value: number) => value >= 0,
+  ">= 1": (value: number) => value >= 1,
+  "> 0": (value: number) => value > 0,
+  "a whole number >= 0": (value: number) =>
+    Number.isSafeInteger(value) && value >= 0,
+};
+
+/** Refuses an option that is there and no number, or not as it `must` be. */
+export function checkNumber(
+  action: string,
+  name: string,
+  value: unknown,
+  must: keyof typeof RULES,
+): asserts value is number | undefined {
+  if (value === undefined) return;
+  if (typeof value !== "number") {
+    wrongType(action, `${name} must be a number`, value);
+  }
+  if (!RULES[must](value)) {
+    outOfRange(action, `${name} must be ${must}`, value);
+  }
+}
+
 /** Refuses a key that is no key. */
 export function checkKey(
   action: string,
@@ -303,28 +328,9 @@ export function readOptions(
   const { ttl, signal, errorMessage, label, maxHoldMs } = given;
   const { waitMs, localTurns, throwOnFail, autoExtend, fencing } = given;
   const { replicas } = given;
-  if (waitMs !== undefined) {
-    if (typeof waitMs !== "number") {
-      wrongType(action, "waitMs must be a number", waitMs);
-    }
-    if (!(waitMs >= 0)) outOfRange(action, "waitMs must be >= 0", waitMs);
-  }
-  if (localTurns !== undefined) {
-    if (typeof localTurns !== "number") {
-      wrongType(action, "localTurns must be a number", localTurns);
-    }
-    if (!Number.isSafeInteger(localTurns) || localTurns < 0) {
-      outOfRange(action, "localTurns must be a whole number >= 0", localTurns);
-    }
-  }
-  if (replicas !== undefined) {
-    if (typeof replicas !== "number") {
-      wrongType(action, "replicas must be a number", replicas);
-    }
-    if (!Number.isSafeInteger(replicas) || replicas < 0) {
-      outOfRange(action, "replicas must be a whole number >= 0", replicas);
-    }
-  }
+  checkNumber(action, "waitMs", waitMs, ">= 0");
+  checkNumber(action, "localTurns", localTurns, "a whole number >= 0");
+  checkNumber(action, "replicas", replicas, "a whole number >= 0");
   if (signal !== undefined && !isAbortSignal(signal)) {
     wrongType(action, "signal must be an AbortSignal", signal);
   }
@@ -340,14 +346,7 @@ export function readOptions(
       outOfRange(action, rule, label);
     }
   }
-  if (maxHoldMs !== undefined) {
-    if (typeof maxHoldMs !== "number") {
-      wrongType(action, "maxHoldMs must be a number", maxHoldMs);
-    }
-    if (!(maxHoldMs > 0)) {
-      outOfRange(action, "maxHoldMs must be > 0", maxHoldMs);
-    }
-  }
+  checkNumber(action, "maxHoldMs", maxHoldMs, "> 0");
   return {
     ttlMs: ttl === undefined ? defaults.ttlMs : readTtl(action, ttl),
     throwOnFail: throwOnFail === undefined
