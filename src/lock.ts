@@ -221,44 +221,74 @@ async function takeSeveral(
   keys: readonly string[],
   settings: Settings,
 ): Promise<DistributedLock | null> {
-  const { label, ttlMs, waitMs, isUnhurried, fencing } = settings;
+  const { waitMs, isUnhurried } = settings;
   const clock = clockOf(backend);
   let until = clock.now() + waitMs;
-  let refusal: Refusal | undefined;
   const canAtOnce = backend.tryAcquireAll !== undefined &&
     (backend.areTogether === undefined || backend.areTogether(keys));
-  if (canAtOnce) {
-    const owner = drawOwner(label, undefined, fencing);
-    const claims = keys.map((key) => ({ key, owner, ttlMs }));
-    const tellers = keys.map((key) => telling(backend, key, label, same));
-    const atOnce = (terms: Terms) => acquireAll(backend, claims, terms);
-    let answer: Keeper[] | Refusal | undefined;
-    try {
-      answer =
-        await (waitMs === 0 || isUnhurried ? atOnce(settings) : withPatience(
-          backend,
-          keys[0],
-          settings,
-          waitMs,
-          atOnce,
-          GRACE_MS,
-        ));
-    } catch (error) {
-      // One after the other, each is waited for until the server is ready.
-      if (waitMs === 0 || !isPassing(error)) throw error;
-    }
-    if (Array.isArray(answer)) {
-      answer.forEach((keeper, i) => tellers[i](keeper));
-      return handle(answer[0], answer.slice(1));
-    }
-    if (answer !== undefined && waitMs === 0) {
-      const { index = 0 } = answer;
-      tellers[index](answer);
-      return refused(keys[index], answer, settings);
-    }
-    refusal = answer;
-    if (isUnhurried) until = clock.now() + waitMs;
+  if (!canAtOnce) return await takeInTurn(backend, keys, settings, until);
+  const answer = await takeAtOnce(backend, keys, settings);
+  if (answer instanceof DistributedLock) return answer;
+  if (answer !== undefined && waitMs === 0) {
+    return refused(keys[answer.index ?? 0], answer, settings);
   }
+  if (isUnhurried) until = clock.now() + waitMs;
+  return await takeInTurn(backend, keys, settings, until, answer);
+}
+
+/**
+ * Takes all of `keys` in one step, or none. `undefined` is for one who has
+ * patience, of a server that isn't ready yet.
+ */
+async function takeAtOnce(
+  backend: Backend,
+  keys: readonly string[],
+  settings: Settings,
+): Promise<DistributedLock | Refusal | undefined> {
+  const { label, ttlMs, waitMs, isUnhurried, fencing } = settings;
+  const owner = drawOwner(label, undefined, fencing);
+  const claims = keys.map((key) => ({ key, owner, ttlMs }));
+  const tellers = keys.map((key) => telling(backend, key, label, same));
+  const atOnce = (terms: Terms) => acquireAll(backend, claims, terms);
+  let answer: Keeper[] | Refusal;
+  try {
+    answer =
+      await (waitMs === 0 || isUnhurried ? atOnce(settings) : withPatience(
+        backend,
+        keys[0],
+        settings,
+        waitMs,
+        atOnce,
+        GRACE_MS,
+      ));
+  } catch (error) {
+    // One after the other, each is waited for until the server is ready.
+    if (waitMs === 0 || !isPassing(error)) throw error;
+    return undefined;
+  }
+  if (Array.isArray(answer)) {
+    answer.forEach((keeper, i) => tellers[i](keeper));
+    return handle(answer[0], answer.slice(1));
+  }
+  // Who has patience is told when that is over.
+  if (waitMs === 0) tellers[answer.index ?? 0](answer);
+  return answer;
+}
+
+/**
+ * Takes one of `keys` after the other, or none, by `until`.
+ *
+ * @param refusal What it came to to take them in one step, if that was tried.
+ */
+async function takeInTurn(
+  backend: Backend,
+  keys: readonly string[],
+  settings: Settings,
+  until: number,
+  refusal?: Refusal,
+): Promise<DistributedLock | null> {
+  const { ttlMs, waitMs } = settings;
+  const clock = clockOf(backend);
   // Renewed while we wait for the others, whatever becomes of it afterwards.
   const meanwhile = { ...settings, autoExtend: true, maxHoldMs: Infinity };
   const taken: DistributedLock[] = [];
@@ -279,20 +309,7 @@ async function takeSeveral(
     // What was taken is ours by now: a silence from here on is no refusal.
     refusal = undefined;
     for (const keeper of keepers) keeper.begin(settings);
-    if (!settings.autoExtend) {
-      const leftMs = waitMs === 0 || isUnhurried
-        ? Infinity
-        : Math.max(LAST_STEP_MS, until - clock.now());
-      const extend = () => Promise.all(taken.map((lock) => lock.extend()));
-      await withPatience(
-        backend,
-        keys[0],
-        settings,
-        leftMs,
-        ({ signal }) => unlessAborted(signal, extend()),
-        GRACE_MS,
-      );
-    }
+    if (!settings.autoExtend) await makeWhole(backend, taken, settings, until);
     for (const lock of taken) lock.assertHeld();
   } catch (error) {
     await giveBack(clock, taken);
@@ -306,6 +323,28 @@ async function takeSeveral(
   }
   const [first, ...others] = keepers;
   return handle(first, others);
+}
+
+/** Gives each of several its whole lease: that of the first may be half over. */
+async function makeWhole(
+  backend: Backend,
+  locks: readonly DistributedLock[],
+  settings: Settings,
+  until: number,
+): Promise<void> {
+  const { waitMs, isUnhurried } = settings;
+  const leftMs = waitMs === 0 || isUnhurried
+    ? Infinity
+    : Math.max(LAST_STEP_MS, until - clockOf(backend).now());
+  const extend = () => Promise.all(locks.map((lock) => lock.extend()));
+  await withPatience(
+    backend,
+    locks[0].key,
+    settings,
+    leftMs,
+    ({ signal }) => unlessAborted(signal, extend()),
+    GRACE_MS,
+  );
 }
 
 /** How long the answer may take at least that makes a lease of several whole. */
