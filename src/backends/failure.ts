@@ -10,7 +10,7 @@ const REDIRECTED = /Too many Cluster redirections\. Last error: \w*Error: /;
 const IN_SCRIPT = /^ERR Error running script .*?: -/;
 
 /** The server's own error word, if that is what `cause` is: it leads the text. */
-export function replyOf(cause: unknown): string | undefined {
+function replyOf(cause: unknown): string | undefined {
   if (!(cause instanceof Error) || "errno" in cause) return undefined;
   // "JSON Parse error", say: no server's.
   if (cause instanceof SyntaxError || cause instanceof TypeError) {
