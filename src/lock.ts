@@ -610,10 +610,10 @@ export class DistributedLock implements AsyncDisposable {
   static {
     finish = (lock) => lock.#finish();
     leaveTurns = (lock) => {
-      for (const one of [lock, ...lock.#others]) one.#leaveTurn();
+      for (const one of lock.#all) one.#leaveTurn();
     };
     join = (lock, others) => void (lock.#others = others);
-    claimsOf = (lock) => [lock, ...lock.#others].map((one) => one.#claim);
+    claimsOf = (lock) => lock.#all.map((one) => one.#claim);
     prolong = (lock, byMs) => lock.#prolong(byMs);
     rename = (lock, owner) => lock.#rename(owner);
     keepExtending = (lock, isWanted) => lock.#keepExtending(isWanted);
@@ -682,6 +682,11 @@ export class DistributedLock implements AsyncDisposable {
     this.#claim = { key, owner: value, ttlMs: readTtl(action, ttl) };
   }
 
+  /** This and the others: a lock for each key. */
+  get #all(): readonly DistributedLock[] {
+    return [this, ...this.#others];
+  }
+
   /** What is locked; of several keys the first in their order. */
   get key(): string {
     return this.#claim.key;
@@ -689,7 +694,7 @@ export class DistributedLock implements AsyncDisposable {
 
   /** All that is locked: each key once, sorted. */
   get keys(): readonly string[] {
-    return [this.key, ...this.#others.map(({ key }) => key)];
+    return this.#all.map(({ key }) => key);
   }
 
   /**
@@ -718,7 +723,7 @@ export class DistributedLock implements AsyncDisposable {
   /** The fencing token of each key, where they were asked for. */
   get fencingTokens(): ReadonlyMap<string, number> {
     return new Map(
-      [this, ...this.#others].flatMap(({ key, fencingToken }) =>
+      this.#all.flatMap(({ key, fencingToken }) =>
         fencingToken === undefined ? [] : [[key, fencingToken]]
       ),
     );
@@ -879,7 +884,7 @@ export class DistributedLock implements AsyncDisposable {
 
   async #prolong(byMs: number): Promise<boolean> {
     this.assertHeld();
-    const all = [this, ...this.#others].map((one) => one.#keeper!);
+    const all = this.#all.map((one) => one.#keeper!);
     const areLeft = await Promise.all(all.map((one) => one.prolong(byMs)));
     if (!areLeft.every((isLeft) => isLeft)) return false;
     this.assertHeld();
@@ -953,7 +958,7 @@ export class DistributedLock implements AsyncDisposable {
       return acquiring.then(() => this.release(), () => this.release());
     }
     if (this.#others === ALONE) return this.#release();
-    const locks = [this, ...this.#others];
+    const locks = this.#all;
     const all = locks.map((one) => one.#release());
     this.#backend.flush?.();
     // All of them before one's failure is told: none is given up for another.
@@ -1075,7 +1080,7 @@ export class DistributedLock implements AsyncDisposable {
   async #finish(): Promise<LockLostError | undefined> {
     if (this.#others === ALONE) return await this.#finishOne();
     const losses = await Promise.all(
-      [this, ...this.#others].map((one) => one.#finishOne()),
+      this.#all.map((one) => one.#finishOne()),
     );
     return losses.find((loss) => loss !== undefined);
   }
@@ -1139,8 +1144,7 @@ export class DistributedLock implements AsyncDisposable {
     this.assertHeld();
     const keeper = this.#keeper!;
     const { key, owner, ttlMs } = this.#claim;
-    const all = [this, ...this.#others];
-    if (all.some((one) => one.#keeper!.mayBeCut)) {
+    if (this.#all.some((one) => one.#keeper!.mayBeCut)) {
       // It could cut the lease short after the other has asked what is left.
       const why = "is being extended, or was without an answer";
       const message = `The lock "${key}" can't be handed over: it ${why}`;
@@ -1156,8 +1160,7 @@ export class DistributedLock implements AsyncDisposable {
     if (this.#others !== ALONE) {
       json.others = this.#others.map((other) => other.toJSON());
     }
-    keeper.turn?.drop(owner);
-    keeper.turn = undefined;
+    this.#leaveTurn();
     keeper.release();
     this.#mayBeThere = false;
     this.#wasHandedOver = true;
