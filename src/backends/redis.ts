@@ -62,6 +62,7 @@ import {
   STAND,
   toCall,
   TRY_OR_WATCH,
+  type Values,
   WRITE_FENCED,
 } from "./scripts.ts";
 import { slotOf, tagFor, tagOf } from "./slots.ts";
@@ -103,11 +104,15 @@ export class RedisBackend implements Backend {
   /** Where the client can send WAIT along. */
   readonly confirm: Backend["confirm"];
   readonly bursts: Bursts = {
-    join: (key, waitMs) => this.#burst(key, JOIN_BURST, [String(waitMs)]),
+    join: (key, waitMs) => {
+      const keys = [companion(this.#port, key, "burst")] as const;
+      return this.#run("debounce", key, JOIN_BURST, keys, [String(waitMs)]);
+    },
     ask: ({ key, number, waitMs, nextMs }) => {
+      const keys = [companion(this.#port, key, "burst")] as const;
       const next = nextMs === undefined ? "" : String(Math.ceil(nextMs));
       const args = [number.toFixed(), String(waitMs), next] as const;
-      return this.#burst(key, ASK_BURST, args);
+      return this.#run("debounce", key, ASK_BURST, keys, args);
     },
   };
   readonly tryAcquireAll: Backend["tryAcquireAll"];
@@ -175,6 +180,25 @@ export class RedisBackend implements Backend {
       this.#found = undefined;
     }
     return this.line;
+  }
+
+  /** Runs `script`; what fails is told as having kept us from `action`. */
+  async #run<
+    Keys extends readonly string[],
+    Args extends readonly string[],
+    Result,
+  >(
+    action: string,
+    key: string,
+    script: Script<Keys, Args, Result>,
+    keys: Values<Keys>,
+    args: Values<Args>,
+  ): Promise<Result> {
+    try {
+      return await run(this.#port, script, keys, args);
+    } catch (cause) {
+      throw failure(action, key, cause);
+    }
   }
 
   tryAcquire(
@@ -259,17 +283,9 @@ export class RedisBackend implements Backend {
     }
   }
 
-  async raiseFence({ key, owner }: Hold, token: number): Promise<Verdict> {
-    try {
-      return await run(
-        this.#port,
-        RAISE_FENCE,
-        [key, companion(this.#port, key, "fence")],
-        [owner, String(token)],
-      );
-    } catch (cause) {
-      throw failure("fence", key, cause);
-    }
+  raiseFence({ key, owner }: Hold, token: number): Promise<Verdict> {
+    const keys = [key, companion(this.#port, key, "fence")] as const;
+    return this.#run("fence", key, RAISE_FENCE, keys, [owner, String(token)]);
   }
 
   async #tryAcquireAll(
@@ -452,26 +468,8 @@ export class RedisBackend implements Backend {
     }
   }
 
-  async rename({ key, owner }: Hold, name: string): Promise<Verdict> {
-    try {
-      return await run(this.#port, RENAME, [key], [owner, name]);
-    } catch (cause) {
-      throw failure("acquire", key, cause);
-    }
-  }
-
-  async #burst<const Args extends readonly string[], Word>(
-    key: string,
-    script: Script<readonly ["burst"], Args, Word>,
-    args: { [I in keyof Args]: string },
-  ): Promise<Word> {
-    try {
-      return await run(this.#port, script, [
-        companion(this.#port, key, "burst"),
-      ], args);
-    } catch (cause) {
-      throw failure("debounce", key, cause);
-    }
+  rename({ key, owner }: Hold, name: string): Promise<Verdict> {
+    return this.#run("acquire", key, RENAME, [key], [owner, name]);
   }
 
   release(hold: Hold): Promise<Verdict> {
@@ -563,46 +561,25 @@ export class RedisBackend implements Backend {
     return verdict;
   }
 
-  async inquire({ key, owner }: Hold): Promise<Standing> {
-    try {
-      return await run(this.#port, INQUIRE, [key], [owner]);
-    } catch (cause) {
-      throw failure("ask for", key, cause);
-    }
+  inquire({ key, owner }: Hold): Promise<Standing> {
+    return this.#run("ask for", key, INQUIRE, [key], [owner]);
   }
 
-  async inspect(key: string): Promise<Entry> {
-    try {
-      return await run(this.#port, INSPECT, keysOf(this.#port, key), []);
-    } catch (cause) {
-      throw failure("inspect", key, cause);
-    }
+  inspect(key: string): Promise<Entry> {
+    return this.#run("inspect", key, INSPECT, keysOf(this.#port, key), []);
   }
 
-  async forceRelease(key: string): Promise<boolean> {
-    try {
-      const keys = [
-        ...keysOf(this.#port, key),
-        companion(this.#port, key, "watch"),
-      ] as const;
-      return await run(this.#port, FORCE_RELEASE, keys, []);
-    } catch (cause) {
-      throw failure("free", key, cause);
-    }
+  forceRelease(key: string): Promise<boolean> {
+    const watch = companion(this.#port, key, "watch");
+    const keys = [...keysOf(this.#port, key), watch] as const;
+    return this.#run("free", key, FORCE_RELEASE, keys, []);
   }
 
-  async writeFenced(write: FencedWrite): Promise<boolean> {
+  writeFenced(write: FencedWrite): Promise<boolean> {
     const { key, value, fencingToken, ttlMs } = write;
-    try {
-      return await run(
-        this.#port,
-        WRITE_FENCED,
-        [key, companion(this.#port, key, "seen")],
-        [value, String(fencingToken), String(ttlMs ?? "")],
-      );
-    } catch (cause) {
-      throw failure("write", key, cause);
-    }
+    const keys = [key, companion(this.#port, key, "seen")] as const;
+    const args = [value, String(fencingToken), String(ttlMs ?? "")] as const;
+    return this.#run("write", key, WRITE_FENCED, keys, args);
   }
 
   async *#scan(pattern: string): AsyncGenerator<string> {

@@ -20,7 +20,9 @@ import { systemClock, within } from "../core/clock.ts";
 import { drewToken, OWNER_LENGTH } from "../core/keys.ts";
 
 /** One value for each name. */
-type Values<Names extends readonly string[]> = { [I in keyof Names]: string };
+export type Values<Names extends readonly string[]> = {
+  [I in keyof Names]: string;
+};
 
 /** A script with its keys and arguments by name, and the meaning of its reply. */
 export interface Script<
