@@ -938,22 +938,18 @@ function bring(
   // may be lost, where each request goes by itself.
   const under = loading.get(script);
   if (under?.port === port && systemClock.now() - under.since < BRING_MS) {
-    return within(systemClock, BRING_MS, () => under.done)
-      .catch(() => {})
-      .then(() => port.evalSha!(script.sha!, keys, args))
+    return under.done.then(() => port.evalSha!(script.sha!, keys, args))
       .catch((error) => {
         if (!isUnseen(error)) throw error;
         return evalInFull();
       });
   }
   const reply = evalInFull();
-  const bringing = {
-    port,
-    since: systemClock.now(),
-    done: reply.then(() => {}, () => {}).then(() => {
-      if (loading.get(script) === bringing) loading.delete(script);
-    }),
-  };
+  const over = reply.then(() => {}, () => {}).then(() => {
+    if (loading.get(script) === bringing) loading.delete(script);
+  });
+  const done = within(systemClock, BRING_MS, () => over).catch(() => {});
+  const bringing: Bringing = { port, since: systemClock.now(), done };
   loading.set(script, bringing);
   return reply;
 }

@@ -244,8 +244,8 @@ export interface Attempt {
   readonly onLate: (leftMs: number) => void;
   /** Whether it is, and nobody waits for it any more. */
   isLate: boolean;
-  /** What looks after it, where patience has no end. */
-  callOff: (() => void) | undefined;
+  /** Whether it is under way, and patience has no end. */
+  isEndless: boolean;
   /** What came of it, since when, and how many its turn may serve. */
   keeper: Keeper | undefined;
   beganAt: number;
@@ -278,6 +278,9 @@ export class Room {
   #sweepTriedAt = 1_000;
   #ticksAt = Infinity;
   #callOffTick = () => {};
+  /** How many attempts are under way of those whose patience has no end. */
+  #endless = 0;
+  #callOffLook = () => {};
   /** When the latest of the questions was sent that have had an answer. */
   #heardOf = -Infinity;
   /** When one was last repeated that may be lost, or merely slow. */
@@ -345,7 +348,7 @@ export class Room {
       lateAt: Math.min(until, now + HEARTBEAT_MS),
       onLate,
       isLate: false,
-      callOff: undefined,
+      isEndless: waitMs === Infinity,
       keeper: undefined,
       beganAt: 0,
       localTurns: 0,
@@ -354,8 +357,9 @@ export class Room {
     if (this.#trying.size >= this.#sweepTriedAt) this.#forgetTried();
     this.#trying.set(key, attempt);
     const { lateAt } = attempt;
-    if (waitMs === Infinity) this.#lookLater(attempt);
-    else if (this.#ticksAt === Infinity) this.#tickIn(TICK_MS);
+    if (waitMs === Infinity) {
+      if (++this.#endless === 1) this.#lookLater();
+    } else if (this.#ticksAt === Infinity) this.#tickIn(TICK_MS);
     else if (lateAt < this.#ticksAt) this.#tickIn(lateAt - now);
     return attempt;
   }
@@ -376,9 +380,15 @@ export class Room {
     attempt.localTurns = localTurns;
   }
 
-  #isAnswered({ sentAt, callOff }: Attempt): void {
-    this.#heardOf = Math.max(this.#heardOf, sentAt);
-    callOff?.();
+  #isAnswered(attempt: Attempt): void {
+    this.#heardOf = Math.max(this.#heardOf, attempt.sentAt);
+    this.#isOverFor(attempt);
+  }
+
+  #isOverFor(attempt: Attempt): void {
+    if (!attempt.isEndless) return;
+    attempt.isEndless = false;
+    if (--this.#endless === 0) this.#callOffLook();
   }
 
   /** It has an answer: those who came after it may go on. */
@@ -420,10 +430,16 @@ export class Room {
   }
 
   /** Where patience has no end it is only looked for what was lost. */
-  #lookLater(attempt: Attempt): void {
-    attempt.callOff = this.#clock.setTimer(() => {
-      if (this.#mayBeLost(attempt.sentAt)) this.#giveUp([attempt]);
-      else this.#lookLater(attempt);
+  #lookLater(): void {
+    this.#callOffLook = this.#clock.setTimer(() => {
+      const late: Attempt[] = [];
+      for (const attempt of this.#trying.values()) {
+        if (attempt?.isEndless !== true) continue;
+        const isLate = attempt.lateAt <= this.#clock.now();
+        if (isLate && this.#mayBeLost(attempt.sentAt)) late.push(attempt);
+      }
+      this.#lookLater();
+      this.#giveUp(late);
     }, HEARTBEAT_MS);
   }
 
@@ -479,6 +495,7 @@ export class Room {
       if (this.#trying.get(attempt.key) !== attempt) continue;
       if (attempt.keeper !== undefined) continue;
       attempt.isLate = true;
+      this.#isOverFor(attempt);
       this.#trying.set(attempt.key, undefined);
       attempt.onLate(attempt.until - GRACE_MS - this.#clock.now());
       this.follow(attempt);
@@ -883,6 +900,9 @@ export class Room {
     if (next !== undefined) {
       party.isAsked = true;
       party.since = asked;
+      // Should there be no answer, who is left must not wait for it.
+      party.sentAt = asked.now;
+      this.#askAt(party, asked.now + HEARTBEAT_MS);
     } else if (isWanted) this.#begin(party);
     this.#close(party);
     return this.#line.handOver(hold, next).then((answer) => {

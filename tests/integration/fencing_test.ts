@@ -60,7 +60,9 @@ test("tokens grow past deletion and eviction of the counter, and restarts", asyn
 test("a fence is kept for a day after its last use, and nothing else", async () => {
   await using server = await startRedis();
   const redis = new Redis(server.url);
-  for (const [key, fence] of [["k", "{k}:fence"], ["a:{b}", "a:{b}:fence"]]) {
+  for (
+    const [key, fence] of [["k", "{k}:fence"], ["a:{b}", "{b}:a:{b}:fence"]]
+  ) {
     const { lock } = await draw(redis, key);
     await lock.release();
     assertEquals(await server.command("KEYS", "*"), [fence]);

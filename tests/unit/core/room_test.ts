@@ -185,6 +185,28 @@ for (const lost of ["attempt", "question in passing", "place in line"]) {
   });
 }
 
+test("a release that is lost keeps nobody from the line whom it was to put there", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line!;
+  const options = { ttl: 5, waitMs: Infinity, localTurns: 2 };
+  const before = await acquireLock(on, "k", { ttl: 60 });
+  const all = [1, 2, 3].map(() => acquireLock(on, "k", options));
+  await settle();
+  await before.release();
+  const [first, second] = [await all[0], all[1]];
+  await first.release();
+  // The turn is over with the second, and the third is to stand behind.
+  const { handOver } = line;
+  line.handOver = () => {
+    line.handOver = handOver;
+    return new Promise(() => {});
+  };
+  void (await second).release();
+  await clock.advance(8_000);
+  (await Promise.race([all[2], settle().then(() => undefined)]))!.assertHeld();
+});
+
 test("who can't listen tries that again by and by", async () => {
   const { clock, line, waiting, holder } = await deaf(true);
   let opened = 0;
