@@ -428,18 +428,19 @@ export class RedisBackend implements Backend {
 
   async prolong({ key, owner }: Hold, byMs: number): Promise<Standing> {
     try {
-      const now = await run(this.#port, END_AT, [key], [owner, ""]);
+      const now = await run(this.#port, END_AT, [key], [owner, "", ""]);
       const leftMs = Math.max(0, now.leftMs + byMs);
       if (now.verdict !== "done" || leftMs === 0 || leftMs === Infinity) {
         return { verdict: now.verdict, leftMs };
       }
       const at = Math.round(now.endsAt + byMs).toFixed();
+      const seen = now.endsAt.toFixed();
       const isSooner = byMs < 0 && this.line !== undefined;
       const sooner = isSooner && !this.#port.isCluster
-        ? await this.#endSooner(key, owner, at)
+        ? await this.#endSooner(key, owner, at, seen)
         : undefined;
       if (sooner !== undefined) return sooner;
-      const standing = await run(this.#port, END_AT, [key], [owner, at]);
+      const standing = await run(this.#port, END_AT, [key], [owner, at, seen]);
       if (isSooner) this.#hint({ key, owner });
       return standing;
     } catch (cause) {
@@ -458,10 +459,11 @@ export class RedisBackend implements Backend {
     key: string,
     owner: string,
     at: string,
+    seen: string,
   ): Promise<Standing | undefined> {
     const keys = [key, companion(this.#port, key, "line")] as const;
     try {
-      return await run(this.#port, END_SOONER, keys, [owner, at]);
+      return await run(this.#port, END_SOONER, keys, [owner, at, seen]);
     } catch (cause) {
       if (isAboutSome(failure("extend", key, cause))) return undefined;
       throw cause;

@@ -225,10 +225,13 @@ return {verdict, redis.call("PTTL", lock)}`,
 /** Has the hold of `owner` end `at` that moment, if one is given. */
 const ENDS = `local holder = redis.call("GET", lock)
 if holder ~= owner then return {holder and -1 or 0} end
-if at ~= "" then redis.call("PEXPIREAT", lock, at) end
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local left = redis.call("PTTL", lock)
+if at ~= "" and math.abs(now + left - seen) <= 2 then
+  redis.call("PEXPIREAT", lock, at)
+  left = redis.call("PTTL", lock)
+end
 `;
 /** And says when that is. */
 const TOLD = {
@@ -245,7 +248,7 @@ const TOLD = {
  * Without an expiry it does not end, and is left alone. */
 export const END_AT = define({
   keys: ["lock"],
-  args: ["owner", "at"],
+  args: ["owner", "at", "seen"],
   ...TOLD,
   lua: ENDS + TOLD.lua,
 });
@@ -253,7 +256,7 @@ export const END_AT = define({
 /** The same for an end that is sooner than they know who wait. */
 export const END_SOONER = define({
   keys: ["lock", "line"],
-  args: ["owner", "at"],
+  args: ["owner", "at", "seen"],
   ...TOLD,
   lua: `${HINT}${ENDS}hint(line, left)
 ${TOLD.lua}`,

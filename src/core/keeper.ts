@@ -283,11 +283,20 @@ export class Keeper {
    * @throws {LockBackendError} The server could not be asked.
    */
   async extend(ttlMs: number): Promise<void> {
-    await this.#byHandOnce(async () => {
+    await this.#byHandOnce(async (letGo) => {
+      const leaseMs = this.#ttlMs;
       const asked = this.asks(ttlMs);
       this.#sentByHand = asked;
       const claim = { ...this.claim, ttlMs };
+      const mostMs = this.#mostMs;
+      // Never answered it must not keep the renewal out; it may be done yet.
+      const callOff = this.#clock.setTimer(() => {
+        this.#mostMs = Math.min(this.#mostMs, ttlMs);
+        letGo();
+      }, Math.min(leaseMs, ttlMs) / 3);
       const [answer] = await extendAll(this.backend, [claim]);
+      callOff();
+      this.#mostMs = mostMs;
       const isSilence = answer instanceof LockBackendError &&
         answer.reply === undefined;
       // It may be done yet, at any time from now on.
@@ -299,7 +308,9 @@ export class Keeper {
 
   /** Does `extend` once what is under way has been answered, if it is held. */
   async #byHandOnce(
-    extend: () => Promise<Verdict | LockBackendError | undefined>,
+    extend: (
+      letGo: () => void,
+    ) => Promise<Verdict | LockBackendError | undefined>,
   ): Promise<void> {
     const before = this.#underWay;
     let isAhead = true;
@@ -319,7 +330,9 @@ export class Keeper {
         callOff?.();
         if (!isAhead) this.#byHand++;
         isAhead = true;
-        return isLate || this.remainingMs === 0 ? undefined : await extend();
+        return isLate || this.remainingMs === 0
+          ? undefined
+          : await extend(letGo);
       } finally {
         callOff?.();
         letGo();

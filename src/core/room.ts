@@ -503,14 +503,19 @@ export class Room {
   }
 
   /**
-   * Lets `waiter` wait for `key`; before all who came after it, where it has
-   * tried in passing and met a `refusal`.
+   * Lets `waiter` wait for `key`: before all who came after it, if it `isAhead`
+   * as one who has tried in passing; and has met a `refusal`, maybe.
    */
-  enter(key: string, waiter: Waiter, refusal?: Refusal): void {
+  enter(
+    key: string,
+    waiter: Waiter,
+    refusal?: Refusal,
+    isAhead: boolean = false,
+  ): void {
     const party = this.#partyOf(key, waiter);
-    if (refusal === undefined) party.waiters.push(waiter);
-    else {
-      party.waiters.unshift(waiter);
+    if (isAhead) party.waiters.unshift(waiter);
+    else party.waiters.push(waiter);
+    if (refusal !== undefined) {
       party.refusedAt = this.#clock.now();
       const { retryAfterMs } = refusal;
       if (retryAfterMs !== undefined) {
@@ -586,6 +591,8 @@ export class Room {
     if (party.wish === wish && (isLost || !party.isAsked)) {
       await this.#open();
       if (party.wish === wish) {
+        // It may have been granted, and only the answer be lost.
+        if (isLost) this.#line.leave(wish);
         this.#draw(party);
         party.isAsked = false;
         this.#askSoon(party);
@@ -662,14 +669,8 @@ export class Room {
     const wishes = parties.map((party) => {
       party.isAsked = true;
       party.isStale = false;
-      party.sentAt = asked.now;
       party.since ??= asked;
-      // By requests of their own, as over HTTP or by a pool, one can be lost and
-      // others not.
-      if (!isInPassing) {
-        const pauseMs = HEARTBEAT_MS * 2 ** party.unanswered++;
-        this.#askAt(party, asked.now + Math.min(pauseMs, SILENCE_MS));
-      }
+      if (!isInPassing) this.#isSent(party, asked);
       return party.wish!;
     });
     let answers: Awaited<ReturnType<Line["stand"]>>;
@@ -685,6 +686,14 @@ export class Room {
     for (const [i, party] of parties.entries()) {
       this.#hear(party, wishes[i], answers[i], asked, isInPassing);
     }
+  }
+
+  /** By requests of their own, as over HTTP or by a pool, one can be lost and
+   * others not: without an answer it is sent again. */
+  #isSent(party: Party, { now }: Moment): void {
+    party.sentAt = now;
+    const pauseMs = HEARTBEAT_MS * 2 ** party.unanswered++;
+    this.#askAt(party, now + Math.min(pauseMs, SILENCE_MS));
   }
 
   /** What the server says of a wish that was asked for at `asked`. */
@@ -900,9 +909,7 @@ export class Room {
     if (next !== undefined) {
       party.isAsked = true;
       party.since = asked;
-      // Should there be no answer, who is left must not wait for it.
-      party.sentAt = asked.now;
-      this.#askAt(party, asked.now + HEARTBEAT_MS);
+      this.#isSent(party, asked);
     } else if (isWanted) this.#begin(party);
     this.#close(party);
     return this.#line.handOver(hold, next).then((answer) => {
@@ -987,7 +994,7 @@ export class Room {
           return;
         }
         // Never answered: nobody knows whether it is taken.
-        waiter.fail(unanswered(party.key, waiter.waitMs));
+        waiter.fail(unanswered(party.key, waiter.wholeMs));
       } else {
         const retryAfterMs = freeAt && Math.max(0, Math.ceil(freeAt - now));
         waiter.refuse({ granted: false, retryAfterMs, place });

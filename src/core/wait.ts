@@ -19,6 +19,8 @@ import { type Room, roomOf } from "./room.ts";
 export interface Patience {
   /** For so many milliseconds. */
   readonly waitMs: number;
+  /** For how long in all, if that is what is left of it. */
+  readonly wholeMs?: number | undefined;
   /** How many of a process one turn in line may serve, where this is one. */
   readonly localTurns: number;
   /** By what name it is to be known to those who look on. */
@@ -160,12 +162,18 @@ function tryInPassing<T>(
   const waitMs = isUnhurried ? Infinity : patience.waitMs;
   return new Promise((resolve, reject) => {
     const stand = (leftMs: number, refusal?: Refusal) => {
-      const rest = isUnhurried ? patience : { ...patience, waitMs: leftMs };
-      resolve(waitInLine(room, wanted, terms, rest, settle, refusal));
+      const rest = isUnhurried ? patience : {
+        ...patience,
+        waitMs: leftMs,
+        wholeMs: patience.waitMs,
+      };
+      resolve(waitInLine(room, wanted, terms, rest, settle, refusal, true));
     };
     /** The server's no, of which more was still to be asked. */
     let refusal: Refusal | undefined;
     const attempt = room.watch(key, waitMs, (leftMs) => {
+      // It may have been granted, and only the answer be lost.
+      if (leftMs > 0 && refusal === undefined) backend.discard(claim);
       if (leftMs > 0) return stand(leftMs, refusal);
       if (refusal === undefined) return reject(unanswered(key, waitMs));
       try {
@@ -214,6 +222,7 @@ function waitInLine<T>(
   patience: Patience,
   settle: (answer: Keeper | Refusal) => T,
   refusal?: Refusal,
+  isAhead = false,
 ): Promise<T> {
   return new Promise((resolve, reject) => {
     const answer = (answer: Keeper | Refusal) => {
@@ -225,7 +234,7 @@ function waitInLine<T>(
     };
     const { key, ttlMs } = wanted;
     const waiter = new Waiter(ttlMs, terms, patience, answer, reject);
-    room.enter(key, waiter, refusal);
+    room.enter(key, waiter, refusal, isAhead);
   });
 }
 
@@ -235,6 +244,7 @@ export class Waiter {
   readonly label: string | undefined;
   readonly terms: Terms;
   readonly waitMs: number;
+  readonly wholeMs: number;
   readonly localTurns: number;
   readonly isUnhurried: boolean;
   /** Whether it waits no more. */
@@ -247,7 +257,13 @@ export class Waiter {
   constructor(
     ttlMs: number,
     terms: Terms,
-    { waitMs, localTurns, label, isUnhurried = false }: Patience,
+    {
+      waitMs,
+      wholeMs = waitMs,
+      localTurns,
+      label,
+      isUnhurried = false,
+    }: Patience,
     answer: (answer: Keeper | Refusal) => void,
     reject: (reason: unknown) => void,
   ) {
@@ -255,6 +271,7 @@ export class Waiter {
     this.label = label;
     this.terms = terms;
     this.waitMs = waitMs;
+    this.wholeMs = wholeMs;
     this.localTurns = localTurns;
     this.isUnhurried = isUnhurried;
     this.#answer = answer;

@@ -140,3 +140,34 @@ test("several keys that are not all held any more are none", async () => {
     async () => await server.command("EXISTS", ...keys) === 0,
   );
 });
+
+test("what was added to a lease, or taken off it, changes no later one", async () => {
+  await using it = await clients[0].open(server.url);
+  const { client } = it;
+  const command = client as unknown as {
+    call(...words: string[]): Promise<unknown>;
+  };
+  const isMoment = (word: string) => /^\d{13}$/.test(word);
+  let late: string[] | undefined;
+  let isLate = false;
+  // As over HTTP: the second of its questions is given up, and arrives.
+  const on = redis((words) => {
+    if (/^EVAL/.test(words[0]) && isLate && words.some(isMoment)) {
+      isLate = false;
+      late = [...words];
+      return Promise.reject(new Error("The operation timed out"));
+    }
+    return command.call(...words);
+  });
+  const lock = new Lock({ id: "added to", redis: on, lease: 30_000 });
+  assert(await lock.acquire());
+  assert(await lock.extend(-500), "the script is known");
+  isLate = true;
+  await assertRejects(() => lock.extend(-28_000));
+  assert(await lock.extend(20_000));
+  const leftMs = await left("added to");
+  assert(leftMs > 40_000, `${leftMs} ms`);
+  await command.call(...late!);
+  assert(await left("added to") > 40_000, "cut short");
+  await lock.release();
+});

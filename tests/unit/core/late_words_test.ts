@@ -127,6 +127,21 @@ test("an extension without an answer may cut short a later one, and is counted w
   (await next).assertHeld();
 });
 
+test("an extension by hand without an answer ends no renewal", async () => {
+  const clock = new FakeClock();
+  const on = changed(
+    memory({ clock }),
+    "extend",
+    (nth) => nth === 1 ? never() : undefined,
+  );
+  const lock = await acquireLock(on, "k", { ttl: 6, autoExtend: true });
+  const extending = lock.extend().catch(() => {});
+  await clock.advance(30_000);
+  assert(lock.isAcquired());
+  await lock.release();
+  await extending;
+});
+
 test("two clocks in doubt outlast a server that is not ready", async () => {
   const clock = new FakeClock();
   const on = changed(

@@ -129,8 +129,18 @@ test("a request that is never answered keeps nobody else waiting", async () => {
   await lock.release();
 });
 
-for (const lost of ["attempt", "question in passing", "place in line"]) {
-  test(`a lost ${lost} is waited for by nobody without end`, async () => {
+for (
+  const [lost, isAnswer] of [
+    ["attempt", false],
+    ["attempt", true],
+    ["question in passing", false],
+    ["question in passing", true],
+    ["place in line", false],
+    ["place in line", true],
+  ] as const
+) {
+  const what = isAnswer ? `lost answer to an ${lost}` : `lost ${lost}`;
+  test(`a ${what} is waited for by nobody without end`, async () => {
     const clock = new FakeClock();
     const on = memory({ clock });
     const line = on.line!;
@@ -140,6 +150,7 @@ for (const lost of ["attempt", "question in passing", "place in line"]) {
     const loseOnce = <T>(send: () => Promise<T>): Promise<T> => {
       if (isLost) return send();
       isLost = true;
+      if (isAnswer) void send();
       return new Promise(() => {});
     };
     const options = { ttl: 10, waitMs: Infinity, localTurns: 0 };
@@ -172,10 +183,10 @@ for (const lost of ["attempt", "question in passing", "place in line"]) {
       assert(holder === undefined || holder.granted);
       all.push(acquireLock(on, "k", one), acquireLock(on, "k", other));
     }
-    const had: string[] = [];
-    for (const waiting of all) {
+    const had: number[] = [];
+    for (const [i, waiting] of all.entries()) {
       void waiting.then(async (lock) => {
-        had.push("had");
+        had.push(i);
         assertEquals(await lock.release(), true);
       });
     }
@@ -184,6 +195,25 @@ for (const lost of ["attempt", "question in passing", "place in line"]) {
     assertEquals(had.length, all.length);
   });
 }
+
+test("who came first is first also where the attempt was lost", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { tryAcquire } = on;
+  on.tryAcquire = () => {
+    on.tryAcquire = tryAcquire;
+    return new Promise(() => {});
+  };
+  const order: number[] = [];
+  const all = [0, 1, 2].map(async (nth) => {
+    const lock = await acquireLock(on, "k", { waitMs: Infinity });
+    order.push(nth);
+    await lock.release();
+  });
+  await clock.advance(6_000);
+  await Promise.all(all);
+  assertEquals(order, [0, 1, 2]);
+});
 
 test("a release that is lost keeps nobody from the line whom it was to put there", async () => {
   const clock = new FakeClock();
