@@ -246,6 +246,8 @@ export interface Attempt {
   isLate: boolean;
   /** Whether it is under way, and patience has no end. */
   isEndless: boolean;
+  /** Whether it is under way, and has been for longer than most are. */
+  isSlow: boolean;
   /** What came of it, since when, and how many its turn may serve. */
   keeper: Keeper | undefined;
   beganAt: number;
@@ -280,6 +282,8 @@ export class Room {
   #callOffTick = () => {};
   /** How many attempts are under way of those whose patience has no end. */
   #endless = 0;
+  /** And how many of the others have not been over by the last look. */
+  #slow = 0;
   #callOffLook = () => {};
   /** When the latest of the questions was sent that have had an answer. */
   #heardOf = -Infinity;
@@ -349,6 +353,7 @@ export class Room {
       onLate,
       isLate: false,
       isEndless: waitMs === Infinity,
+      isSlow: false,
       keeper: undefined,
       beganAt: 0,
       localTurns: 0,
@@ -386,9 +391,14 @@ export class Room {
   }
 
   #isOverFor(attempt: Attempt): void {
-    if (!attempt.isEndless) return;
-    attempt.isEndless = false;
-    if (--this.#endless === 0) this.#callOffLook();
+    if (attempt.isEndless) {
+      attempt.isEndless = false;
+      if (--this.#endless === 0) this.#callOffLook();
+    } else if (attempt.isSlow) {
+      attempt.isSlow = false;
+      // Soon, and not in a while: there may be nobody left to look after.
+      if (--this.#slow === 0) this.#tickIn(TICK_MS);
+    }
   }
 
   /** It has an answer: those who came after it may go on. */
@@ -453,6 +463,7 @@ export class Room {
 
   #tick(): void {
     this.#ticksAt = Infinity;
+    this.#slow = 0;
     const now = this.#clock.now();
     const late: Attempt[] = [];
     let next = Infinity;
@@ -461,8 +472,12 @@ export class Room {
       const { until, lateAt, sentAt } = attempt;
       if (until === Infinity) continue;
       const isLate = until <= now || lateAt <= now && this.#mayBeLost(sentAt);
+      attempt.isSlow = !isLate;
       if (isLate) late.push(attempt);
-      else next = Math.min(next, until, Math.max(lateAt, now + TICK_LAST_MS));
+      else {
+        this.#slow++;
+        next = Math.min(next, until, Math.max(lateAt, now + TICK_LAST_MS));
+      }
     }
     // After a stall, what they wait for may have come and not been read yet; or
     // a no, of which it is still to be asked for how long.
