@@ -104,7 +104,9 @@ export interface ReleaseFailedEvent extends LockEventBase {
 
 /**
  * Nobody can call those who wait for a lock: the client has no way to, or may
- * not, SUBSCRIBE. They stand in line all the same, and ask again and again.
+ * not, SUBSCRIBE; or its connection to listen by was lost, and has not been back
+ * for a moment. They stand in line all the same, and ask again and again; told
+ * once, until they can be called again.
  */
 export interface PushFailedEvent extends LockEventBase {
   /** What happened. */
