@@ -77,8 +77,9 @@ export class CleanUps {
     // all that it is given until the server is back.
     const callOff = debt.lost === MOST_LOST ? () => {} : systemClock.setTimer(
       () => {
-        const isOver = systemClock.now() >= debt.until || this.#isClosed();
-        if (debt.underWay !== attempt || !isOwed() || isOver) return;
+        if (debt.underWay !== attempt || !isOwed() || this.#isOver(debt)) {
+          return;
+        }
         debt.lost++;
         this.#settle(name, debt);
       },
@@ -98,7 +99,7 @@ export class CleanUps {
       if (debt.underWay !== attempt) return;
       debt.underWay = undefined;
       if (!isOwed()) return;
-      if (this.#isClosed()) return this.#drop(name);
+      if (this.#isOver(debt)) return this.#drop(name);
       // Behind the others, which may be asked for sooner.
       this.#debts.delete(name);
       this.#debts.set(name, debt);
@@ -106,6 +107,11 @@ export class CleanUps {
     });
     debt.underWay = attempt;
     debt.answered = Promise.all([debt.answered, attempt]);
+  }
+
+  /** Whether it is undone, or nobody is left to ask. */
+  #isOver({ until }: Debt): boolean {
+    return systemClock.now() >= until || this.#isClosed();
   }
 
   #drop(name: string): void {
@@ -128,12 +134,10 @@ export class CleanUps {
     this.#callOffTimer ??= systemClock.setTimer(() => {
       this.#callOffTimer = undefined;
       this.#pauseMs = Math.min(this.#pauseMs * 2, LAST_MS);
-      const now = systemClock.now();
-      const isClosed = this.#isClosed();
       let isAsked = false;
       for (const [name, debt] of [...this.#debts]) {
         if (debt.underWay !== undefined) continue;
-        if (isClosed || now >= debt.until) this.#drop(name);
+        if (this.#isOver(debt)) this.#drop(name);
         else if (!isAsked) {
           isAsked = true;
           this.#settle(name, debt);
