@@ -63,9 +63,41 @@ function define<
   };
 }
 
-/** A client may be told to give numbers as text. */
-const toVerdict = (reply: unknown): Verdict =>
-  Number(reply) === 1 ? "done" : Number(reply) === -1 ? "taken" : "absent";
+/** What no script of ours answers: QUEUED, in somebody's transaction, or what a
+ * client makes of a request that was called off. It is a word on nothing. */
+class UnexpectedReply extends Error {
+  override readonly name = "UnexpectedReply";
+
+  constructor() {
+    super("The answer is none of the script's");
+  }
+}
+
+/** A client may be told to give numbers as text, or bytes. */
+function toNumber(reply: unknown): number {
+  if (typeof reply === "number") return reply;
+  const text = String(reply);
+  if (text.trim() === "" || Number.isNaN(Number(text))) {
+    throw new UnexpectedReply();
+  }
+  return Number(text);
+}
+
+/** What the number at the head of an answer says. */
+function meaningOf<Meaning>(
+  reply: unknown,
+  meanings: Readonly<Record<number, Meaning>>,
+): Meaning {
+  const meaning = meanings[toNumber(reply)];
+  if (meaning === undefined) throw new UnexpectedReply();
+  return meaning;
+}
+
+const VERDICTS = { 1: "done", 0: "absent", [-1]: "taken" } as const;
+const toVerdict = (reply: unknown): Verdict => meaningOf(reply, VERDICTS);
+
+const IS_DONE = { 1: true, 0: false };
+const isDone = (reply: unknown): boolean => meaningOf(reply, IS_DONE);
 
 /** PTTL: -2 says that it is gone by now, -1 that it stays until deleted. */
 const toLeftMs = (reply: unknown): number =>
@@ -79,13 +111,13 @@ const IF_OURS = `local holder = redis.call("GET", lock)
 if holder ~= owner then return holder and -1 or 0 end
 `;
 
+const FREED = { ...VERDICTS, 2: "wanted" } as const;
 /** Deletes the lock if `owner` still has it and nobody stands in line. One
  * script, or our hold may end between GET and DEL and we delete another's. */
 const FREE = {
   lua: `${IF_OURS}if redis.pcall("EXISTS", line) == 1 then return 2 end
 return redis.call("DEL", lock)`,
-  decode: (reply: unknown) =>
-    Number(reply) === 2 ? "wanted" as const : toVerdict(reply),
+  decode: (reply: unknown) => meaningOf(reply, FREED),
 };
 
 /** Frees the lock, unless it is wanted. */
@@ -105,7 +137,7 @@ export const RELEASE_PLAIN = define({
   args: ["owner", "line", "key"],
   lua: `line = string.sub(lock, 1, #lock - #key) .. line
 ${FREE.lua}`,
-  decode: FREE.decode,
+  decode: (reply) => FREE.decode(reply ?? 0),
 });
 
 /** The same of several: for each owner a lock, and then for each a line. What is
@@ -191,8 +223,8 @@ for i, lock in ipairs(KEYS) do
   end
 end
 return verdicts`,
-  // A double of one key may answer with one number.
-  decode: (reply) => [reply].flat().map(toVerdict),
+  // A double of one key may answer with one number, or nothing.
+  decode: (reply) => [reply ?? 0].flat().map(toVerdict),
 });
 
 /** The same for one key and a lease that may be over before they ask again who
@@ -299,7 +331,7 @@ redis.call("HSET", burst, "last", number(last), "at", number(now),
   "wait", number(wait))
 keep(wait)
 return number(last)`,
-  decode: (reply) => Number(reply),
+  decode: toNumber,
 });
 
 /** What a call of a burst is to do. */
@@ -340,8 +372,7 @@ end
 return again(ask)`,
   decode(reply): BurstWord {
     const [word, inMs] = reply as unknown[];
-    if (Number(word) === 2) return Number(inMs);
-    return Number(word) === 1 ? "run" : "done";
+    return meaningOf(word, { 0: "done", 1: "run", 2: toNumber(inMs ?? 0) });
   },
 });
 
@@ -375,7 +406,7 @@ local now, token = time[1] * 1000000 + time[2]
 ${DRAW}return {1, token}`,
   decode(reply) {
     const [granted, number] = reply as unknown[];
-    return Number(granted) === 1
+    return isDone(granted)
       ? { granted: true as const, fencingToken: Number(number) }
       : refusal(toLeftMs(number));
   },
@@ -513,6 +544,11 @@ function toPlace(fields: readonly string[], from: number): Place {
   };
 }
 
+/** `1` and the fields of a turn, or `0` and those of a place. */
+function toTurnOrPlace(fields: readonly string[]): Turn | Place {
+  return isDone(fields[0]) ? toTurn(fields, 1) : toPlace(fields, 1);
+}
+
 /** What is behind that many fields; a label may have spaces, too. */
 function rest(fields: readonly string[], from: number): string {
   return fields.length === from + 1
@@ -618,7 +654,7 @@ return answers`,
       const [word] = fields;
       if (word === "test") heard = Number(fields[1]);
       else if (word === "-1") answers.push(new Error(rest(fields, 1)));
-      else answers.push(word === "1" ? toTurn(fields, 1) : toPlace(fields, 1));
+      else answers.push(toTurnOrPlace(fields));
     }
     return { answers, heard };
   },
@@ -655,10 +691,9 @@ return answer .. lease .. " " .. at .. " " .. token .. " " .. called`,
     const next = fields[4] === "-" ? undefined : toPlace(fields, 1);
     const lease = fields[7];
     if (lease === "-") return { verdict, next };
-    const called = toCalled(fields, 7);
     return lease === "+"
-      ? { verdict, next, calledOut: called.owner }
-      : { verdict, next, called };
+      ? { verdict, next, calledOut: rest(fields, 11) }
+      : { verdict, next, called: toCalled(fields, 7) };
   },
 });
 
@@ -734,8 +769,7 @@ if tokens ~= "0" then
 if holder ~= owner then redis.call("SET", lock, owner, "PX", ttlMs) end
 return "1 " .. ttlMs .. at .. token`,
   decode(reply): Turn | Place {
-    const fields = String(reply).split(" ");
-    return fields[0] === "1" ? toTurn(fields, 1) : toPlace(fields, 1);
+    return toTurnOrPlace(String(reply).split(" "));
   },
 });
 
@@ -800,7 +834,7 @@ return {
       leftMs: Number.isFinite(left) ? left : undefined,
       fencingToken,
       heldMs: heldMs >= 0 ? heldMs : undefined,
-      waiting: Number(waiting),
+      waiting: toNumber(waiting),
       // Member and score by turns: nested by a client that speaks RESP3 only
       // outside of scripts.
       line: (members as unknown[]).flatMap((member, i, all) =>
@@ -827,7 +861,7 @@ if inbox then
   call(inbox, "end " .. holder)
 end
 return 1`,
-  decode: (reply) => Number(reply) === 1,
+  decode: isDone,
 });
 
 /** Writes unless a greater token was seen. Value and token are kept alike:
@@ -845,7 +879,7 @@ else
   redis.call("SET", seen, token, "PX", ttlMs)
 end
 return 1`,
-  decode: (reply) => Number(reply) === 1,
+  decode: isDone,
 });
 
 /** A refusal with what is left, where that is known. */
@@ -888,7 +922,15 @@ export function runThen<
   then: (result: Result) => Then | Promise<Then>,
   fail: (cause: unknown) => Then | Promise<Then>,
 ): Promise<Then> {
-  const decoded = (reply: unknown) => then(script.decode(reply));
+  const decoded = (reply: unknown) => {
+    let result: Result;
+    try {
+      result = script.decode(reply);
+    } catch (cause) {
+      return fail(cause);
+    }
+    return then(result);
+  };
   if (port.evalSha === undefined) {
     return attempt(() => port.eval(script.lua, keys, args)).then(decoded, fail);
   }
@@ -1051,7 +1093,7 @@ end
 return {1, tokens}`,
   decode(reply) {
     const [granted, rest, nth] = reply as unknown[];
-    if (Number(granted) !== 1) {
+    if (!isDone(granted)) {
       return { ...refusal(toLeftMs(rest)), index: Number(nth) - 1 };
     }
     return (rest as unknown[]).map((token) =>

@@ -18,6 +18,8 @@ import type { Redis } from "ioredis";
 import {
   acquireLock,
   DistributedLock,
+  forceRelease,
+  inspectLock,
   LockBackendError,
   lockKey,
   type LockOptions,
@@ -914,6 +916,49 @@ for (
       }
     }
   }, { allowTimers: "it may be written yet: cleaned up after for 100 ms" });
+}
+
+for (
+  const [what, answer] of [
+    ["QUEUED, as in a transaction of somebody else's", "+QUEUED"],
+    ["another number", ":7"],
+    ["an empty text", "$0\r\n"],
+    ["an empty list", "*0"],
+  ]
+) {
+  test(`${what}, in answer to a script, is an error and no verdict`, async () => {
+    const free = newKey();
+    await using fake = await startFakeRedis(([command, key]) => {
+      if (command.toUpperCase() !== "SET") return answer;
+      return key === free ? "+OK" : "$-1";
+    });
+    for (const { name, open } of clients) {
+      // What has four methods may be a double, which is taken at its word.
+      if (name === "minimal") continue;
+      await using it = await open(fake.url);
+      const on = it.client;
+      const held = await acquireLock(on, free, { ttl: 0.2 });
+      const key = newKey();
+      const doings = {
+        extend: () => held.extend(),
+        release: () => held.release(),
+        plain: () => acquireLock(on, key, { ttl: 0.1 }),
+        fence: () => acquireLock(on, key, { ttl: 0.1, fencing: true }),
+        wait: () => acquireLock(on, key, { ttl: 0.1, waitMs: 50 }),
+        several: () => acquireLock(on, [key, `${key}2`], { ttl: 0.1 }),
+        force: () => forceRelease(on, key),
+        inspect: () => inspectLock(on, key),
+      };
+      for (const [doing, does] of Object.entries(doings)) {
+        const error = await caught(does);
+        assertInstanceOf(error, LockBackendError, `${name}: ${doing}`);
+        assertEquals(error.reply, undefined);
+        assertDiscreet(error);
+      }
+    }
+    // What was asked for may have been written: that is undone meanwhile.
+    await timersEnd();
+  });
 }
 
 // ── The server says nothing ────────────────────────────────────────────────
