@@ -8,6 +8,7 @@ import {
   confirm,
   unlessAborted,
 } from "./core/acquire.ts";
+import { GRACE_MS } from "./core/attempts.ts";
 import {
   type Backend,
   type Claim,
@@ -38,7 +39,6 @@ import {
   type Settings,
   wrongType,
 } from "./core/options.ts";
-import { GRACE_MS } from "./core/room.ts";
 import { type Patience, wait, withPatience } from "./core/wait.ts";
 import { tell } from "./core/events.ts";
 

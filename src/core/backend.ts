@@ -98,6 +98,9 @@ export const SHORT_MS = 2_000;
  */
 export const HEARTBEAT_MS = 1_200;
 
+/** For how long one turn in line may be passed on inside a process. */
+export const TURN_MS = 10;
+
 /**
  * A place where locks can live. Each method is one attempt: it answers as soon
  * as the server has, and rejects with a `LockBackendError` where it has not.

@@ -8,6 +8,7 @@
  * 10 ms, and the party stands behind all others again.
  */
 
+import { Attempts, Doubts, GRACE_MS } from "./attempts.ts";
 import {
   type Backend,
   type Claim,
@@ -19,6 +20,7 @@ import {
   type Refusal,
   SHORT_MS,
   type Turn,
+  TURN_MS,
   type Verdict,
   type Wish,
 } from "./backend.ts";
@@ -36,8 +38,6 @@ import { driftMs } from "./options.ts";
 import { renewalOf } from "./renewal.ts";
 import type { Waiter } from "./wait.ts";
 
-/** For how long one turn in line may be passed on. */
-const TURN_MS = 10;
 /**
  * From when on those who are left stand in line again, while one of them has the
  * turn. A little later than that: most holds that outlast the turn are over soon,
@@ -52,11 +52,6 @@ const TOGETHER_OF_MANY_MS = HEARTBEAT_MS / 4;
 const AFTER_MS = 4;
 /** How soon after a failure to ask again. */
 const RETRY_MS = 100;
-/** How long to wait for the first answer when patience is over already. */
-export const GRACE_MS = 15;
-/** How often to look after attempts that have no answer, at most and at least. */
-const TICK_MS = 5;
-const TICK_LAST_MS = 50;
 /** How long to listen on when nobody waits any more. */
 const IDLE_MS = 1_000;
 /** How many wishes go into one command: a script holds everybody else up. */
@@ -233,29 +228,6 @@ export class LocalTurn {
   }
 }
 
-/** An attempt that is under way. */
-export interface Attempt {
-  readonly key: string;
-  /** When patience is over. */
-  readonly until: number;
-  readonly sentAt: number;
-  /** When it is late for an answer; told with what is left of patience. */
-  readonly lateAt: number;
-  readonly onLate: (leftMs: number) => void;
-  /** Whether it is, and nobody waits for it any more. */
-  isLate: boolean;
-  /** Whether it is under way, and patience has no end. */
-  isEndless: boolean;
-  /** Whether it is under way, and has been for longer than most are. */
-  isSlow: boolean;
-  /** What came of it, since when, and how many its turn may serve. */
-  keeper: Keeper | undefined;
-  beganAt: number;
-  localTurns: number;
-  /** Who came after it, and before its answer. */
-  readonly followers: Party[];
-}
-
 /** The waiting room before the keys of one backend. */
 export class Room {
   readonly #backend: Backend;
@@ -271,24 +243,9 @@ export class Room {
    * was asked before may be answered long after the lease that we know of. */
   readonly #gone = new Map<string, number>();
   #sweepAt = 64;
-  /**
-   * The attempts of those who try in passing, by key. What is over stays for a
-   * while without one: deleted and added again and again, a map is rebuilt all
-   * the time.
-   */
-  readonly #trying = new Map<string, Attempt | undefined>();
-  #sweepTriedAt = 1_000;
-  #ticksAt = Infinity;
-  #callOffTick = () => {};
-  /** How many attempts are under way of those whose patience has no end. */
-  #endless = 0;
-  /** And how many of the others have not been over by the last look. */
-  #slow = 0;
-  #callOffLook = () => {};
-  /** When the latest of the questions was sent that have had an answer. */
-  #heardOf = -Infinity;
-  /** When one was last repeated that may be lost, or merely slow. */
-  #probedAt = -Infinity;
+  readonly #doubts: Doubts;
+  /** Of those who try in passing. */
+  readonly attempts: Attempts<Party>;
   /** Who waits at each key for one of us who stands in line soon, or has it. */
   readonly #passing = new Map<
     string,
@@ -313,6 +270,12 @@ export class Room {
     this.#backend = backend;
     this.#line = line;
     this.#clock = clockOf(backend);
+    this.#doubts = new Doubts(this.#clock);
+    this.attempts = new Attempts(
+      this.#clock,
+      this.#doubts,
+      (followers) => this.#goOnAll(followers),
+    );
   }
 
   /** Milliseconds by the clock of the backend. */
@@ -323,87 +286,8 @@ export class Room {
   /** Whether nobody here waits for `key`, nor is about to, nor is called. */
   isQuietAt(key: string): boolean {
     if (this.#line.inbox !== undefined || this.#isDeaf) return false;
-    const tried = this.#trying.get(key);
     return this.#opening === undefined && !this.#passing.has(key) &&
-      (tried === undefined || this.#isOver(tried));
-  }
-
-  /** Whether the attempt is of no use to anybody who comes now. */
-  #isOver({ keeper, beganAt }: Attempt): boolean {
-    return keeper !== undefined &&
-      (keeper.remainingMs === 0 || this.now() - beganAt >= TURN_MS);
-  }
-
-  /**
-   * Looks after an attempt, so that its caller waits no longer than that, and
-   * nobody for a request that was lost.
-   */
-  watch(
-    key: string,
-    waitMs: number,
-    onLate: (leftMs: number) => void,
-  ): Attempt {
-    const now = this.#clock.now();
-    const until = now + waitMs + GRACE_MS;
-    const attempt: Attempt = {
-      key,
-      until,
-      sentAt: now,
-      lateAt: Math.min(until, now + HEARTBEAT_MS),
-      onLate,
-      isLate: false,
-      isEndless: waitMs === Infinity,
-      isSlow: false,
-      keeper: undefined,
-      beganAt: 0,
-      localTurns: 0,
-      followers: [],
-    };
-    if (this.#trying.size >= this.#sweepTriedAt) this.#forgetTried();
-    this.#trying.set(key, attempt);
-    const { lateAt } = attempt;
-    if (waitMs === Infinity) {
-      if (++this.#endless === 1) this.#lookLater();
-    } else if (this.#ticksAt === Infinity) this.#tickIn(TICK_MS);
-    else if (lateAt < this.#ticksAt) this.#tickIn(lateAt - now);
-    return attempt;
-  }
-
-  /** It was refused, or failed: how much is left of the patience. */
-  unwatch(attempt: Attempt): number {
-    const { key, until } = attempt;
-    this.#isAnswered(attempt);
-    if (this.#trying.get(key) === attempt) this.#trying.set(key, undefined);
-    return Math.max(1, until - GRACE_MS - this.#clock.now());
-  }
-
-  /** It was granted: a turn, if another of us comes in time. */
-  remember(attempt: Attempt, keeper: Keeper, localTurns: number): void {
-    this.#isAnswered(attempt);
-    attempt.keeper = keeper;
-    attempt.beganAt = this.#clock.now();
-    attempt.localTurns = localTurns;
-  }
-
-  #isAnswered(attempt: Attempt): void {
-    this.#heardOf = Math.max(this.#heardOf, attempt.sentAt);
-    this.#isOverFor(attempt);
-  }
-
-  #isOverFor(attempt: Attempt): void {
-    if (attempt.isEndless) {
-      attempt.isEndless = false;
-      if (--this.#endless === 0) this.#callOffLook();
-    } else if (attempt.isSlow) {
-      attempt.isSlow = false;
-      // Soon, and not in a while: there may be nobody left to look after.
-      if (--this.#slow === 0) this.#tickIn(TICK_MS);
-    }
-  }
-
-  /** It has an answer: those who came after it may go on. */
-  follow({ followers }: Attempt): void {
-    this.#goOnAll(followers.splice(0));
+      this.attempts.at(key) === undefined;
   }
 
   /** Those who have waited for another of us, in their order. */
@@ -417,8 +301,8 @@ export class Room {
 
   /** Makes a turn of what `party` could go on with. */
   #adopt(party: Party): void {
-    const tried = this.#trying.get(party.key);
-    if (tried?.keeper === undefined || this.#isOver(tried)) return;
+    const tried = this.attempts.at(party.key);
+    if (tried?.keeper === undefined) return;
     const { keeper, beganAt, localTurns } = tried;
     // Its one token is for one holder.
     if (party.isFenced || keeper.terms.fencing || !party.isShared) return;
@@ -427,94 +311,7 @@ export class Room {
     turn.served = 1;
     keeper.turn = party.turn = turn;
     this.#seated.set(keeper.claim.owner, keeper);
-    this.#trying.set(party.key, undefined);
-  }
-
-  #forgetTried(): void {
-    for (const [key, attempt] of this.#trying) {
-      if (attempt === undefined || this.#isOver(attempt)) {
-        this.#trying.delete(key);
-      }
-    }
-    this.#sweepTriedAt = Math.max(1_000, this.#trying.size * 2);
-  }
-
-  /** Where patience has no end it is only looked for what was lost. */
-  #lookLater(): void {
-    this.#callOffLook = this.#clock.setTimer(() => {
-      const late: Attempt[] = [];
-      for (const attempt of this.#trying.values()) {
-        if (attempt?.isEndless !== true) continue;
-        const isLate = attempt.lateAt <= this.#clock.now();
-        if (isLate && this.#mayBeLost(attempt.sentAt)) late.push(attempt);
-      }
-      this.#lookLater();
-      this.#giveUp(late);
-    }, HEARTBEAT_MS);
-  }
-
-  /** One timer for all, set now and then: most attempts are over before it. */
-  #tickIn(ms: number): void {
-    this.#callOffTick();
-    const inMs = Math.min(Math.max(ms, TICK_MS), TICK_LAST_MS);
-    this.#ticksAt = this.#clock.now() + inMs;
-    this.#callOffTick = this.#clock.setTimer(() => this.#tick(), inMs);
-  }
-
-  #tick(): void {
-    this.#ticksAt = Infinity;
-    this.#slow = 0;
-    const now = this.#clock.now();
-    const late: Attempt[] = [];
-    let next = Infinity;
-    for (const attempt of this.#trying.values()) {
-      if (attempt === undefined || attempt.keeper !== undefined) continue;
-      const { until, lateAt, sentAt } = attempt;
-      if (until === Infinity) continue;
-      const isLate = until <= now || lateAt <= now && this.#mayBeLost(sentAt);
-      attempt.isSlow = !isLate;
-      if (isLate) late.push(attempt);
-      else {
-        this.#slow++;
-        next = Math.min(next, until, Math.max(lateAt, now + TICK_LAST_MS));
-      }
-    }
-    // After a stall, what they wait for may have come and not been read yet; or
-    // a no, of which it is still to be asked for how long.
-    if (late.length > 0) {
-      const isStalled = late.some(({ lateAt }) => now - lateAt > GRACE_MS);
-      const ms = isStalled ? GRACE_MS : 0;
-      this.#clock.setTimer(() => this.#giveUp(late), ms);
-    }
-    if (next < Infinity) this.#tickIn(next - now);
-    else this.#forgetTried();
-  }
-
-  /**
-   * Whether what was sent then, and is long without an answer, is to be asked for
-   * again. Where a later question has been answered it is lost. Else all may be
-   * slow, and then thousands that are asked twice make it worse: of these one is
-   * repeated, now and then, to see.
-   */
-  #mayBeLost(sentAt: number): boolean {
-    if (sentAt < this.#heardOf) return true;
-    const now = this.#clock.now();
-    if (now - this.#probedAt < HEARTBEAT_MS) return false;
-    this.#probedAt = now;
-    return true;
-  }
-
-  /** Those of the attempts that still have no answer are late. */
-  #giveUp(attempts: readonly Attempt[]): void {
-    for (const attempt of attempts) {
-      if (this.#trying.get(attempt.key) !== attempt) continue;
-      if (attempt.keeper !== undefined) continue;
-      attempt.isLate = true;
-      this.#isOverFor(attempt);
-      this.#trying.set(attempt.key, undefined);
-      attempt.onLate(attempt.until - GRACE_MS - this.#clock.now());
-      this.follow(attempt);
-    }
+    this.attempts.forget(party.key);
   }
 
   /**
@@ -539,10 +336,9 @@ export class Room {
     }
     waiter.begin(this.#clock, (reason) => this.#depart(party, waiter, reason));
     if (waiter.isOver || party.wish !== undefined) return;
-    const tried = this.#trying.get(key);
-    if (tried !== undefined && tried.keeper === undefined && !tried.isLate) {
-      tried.followers.push(party);
-    } else this.#goOn(party, refusal !== undefined);
+    const tried = this.attempts.underWayAt(key);
+    if (tried !== undefined) tried.followers.push(party);
+    else this.#goOn(party, refusal !== undefined);
   }
 
   /** Waits for a turn that can be passed on, or stands in line. */
@@ -727,7 +523,7 @@ export class Room {
     }
     party.isAsked = false;
     party.unanswered = 0;
-    this.#heardOf = Math.max(this.#heardOf, asked.now);
+    this.#doubts.hear(asked.now);
     if (answer instanceof Error) {
       // The next step is on its way: it will be met with, or get over it.
       if (isInPassing && isPassing(answer)) party.failure = answer;
@@ -1028,8 +824,7 @@ export class Room {
   /** Whether nobody has said yet that the key is taken. */
   #isUnanswered({ key, asked, isAsked, turn, refusedAt }: Party): boolean {
     if (this.#clock.now() - refusedAt < HEARTBEAT_MS) return false;
-    const tried = this.#trying.get(key);
-    const isTrying = tried !== undefined && tried.keeper === undefined;
+    const isTrying = this.attempts.underWayAt(key) !== undefined;
     return asked === undefined && turn === undefined &&
       (isAsked || isTrying || this.#passing.get(key)?.isAnswered === false);
   }
@@ -1236,7 +1031,7 @@ export class Room {
     for (const party of this.#standing.values()) {
       // A question that has no answer is asked again in time.
       if (party.isAsked) {
-        if (party.askAt <= now && !this.#mayBeLost(party.sentAt)) {
+        if (party.askAt <= now && !this.#doubts.mayBeLost(party.sentAt)) {
           party.askAt = now + HEARTBEAT_MS;
         }
         if (party.askAt > now) {

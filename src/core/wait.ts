@@ -160,6 +160,7 @@ function tryInPassing<T>(
   const { isUnhurried } = patience;
   const claim = claimFor(wanted, patience.label, terms);
   const waitMs = isUnhurried ? Infinity : patience.waitMs;
+  const { attempts } = room;
   return new Promise((resolve, reject) => {
     const stand = (leftMs: number, refusal?: Refusal) => {
       const rest = isUnhurried ? patience : {
@@ -171,7 +172,7 @@ function tryInPassing<T>(
     };
     /** The server's no, of which more was still to be asked. */
     let refusal: Refusal | undefined;
-    const attempt = room.watch(key, waitMs, (leftMs) => {
+    const attempt = attempts.watch(key, waitMs, (leftMs) => {
       // It may have been granted, and only the answer be lost.
       if (leftMs > 0 && refusal === undefined) backend.discard(claim);
       if (leftMs > 0) return stand(leftMs, refusal);
@@ -183,15 +184,15 @@ function tryInPassing<T>(
       }
     });
     const goOn = (refusal?: Refusal) => {
-      stand(room.unwatch(attempt), refusal);
-      room.follow(attempt);
+      stand(attempts.unwatch(attempt), refusal);
+      attempts.follow(attempt);
     };
     const failed = (error: unknown) => {
       if (isPassing(error) && !attempt.isLate) return goOn();
       reject(error);
       if (attempt.keeper !== undefined) return;
-      room.unwatch(attempt);
-      room.follow(attempt);
+      attempts.unwatch(attempt);
+      attempts.follow(attempt);
     };
     const answered = (answer: Keeper | Refusal) => {
       if (attempt.isLate) {
@@ -199,8 +200,8 @@ function tryInPassing<T>(
         answer.release();
         backend.discard(claim);
       } else if (answer instanceof Keeper) {
-        room.remember(attempt, answer, patience.localTurns);
-        room.follow(attempt);
+        attempts.remember(attempt, answer, patience.localTurns);
+        attempts.follow(attempt);
         resolve(settle(answer));
       } else goOn(answer);
     };
