@@ -157,7 +157,8 @@ class MemoryBackend implements Backend {
   #sweepAt = 64;
   /** The greatest token drawn for any key: one number is as good as many. */
   #fence = 0;
-  readonly #written = new Map<string, FencedWrite & { expiresAt: number }>();
+  /** The token of what was written under each name: the text nobody can read. */
+  readonly #written = new Map<string, { token: number; expiresAt: number }>();
 
   constructor(options: MemoryOptions) {
     this.clock = options.clock ?? systemClock;
@@ -177,7 +178,7 @@ class MemoryBackend implements Backend {
     const row = this.#look(key);
     if (row === undefined) {
       this.#rows.set(key, { owner, since: now, expiresAt: now + ttlMs });
-      if (this.#rows.size >= this.#sweepAt) this.#sweep();
+      this.#sweepIfFull();
     } else if (row.owner !== owner) {
       const retryAfterMs = Math.ceil(row.expiresAt - now);
       return Promise.resolve({ granted: false, retryAfterMs });
@@ -430,7 +431,7 @@ class MemoryBackend implements Backend {
     const row: Row = { owner, since: at, expiresAt: at + ttlMs };
     if (tokens > 0) row.fencingToken = this.#drawToken(tokens);
     this.#rows.set(key, row);
-    if (this.#rows.size >= this.#sweepAt) this.#sweep();
+    this.#sweepIfFull();
     this.#hint(wish);
     return this.#turn(row, ttlMs, at);
   }
@@ -512,17 +513,23 @@ class MemoryBackend implements Backend {
     const now = this.clock.now();
     const last = this.#written.get(key);
     const isLate = last !== undefined && last.expiresAt > now &&
-      fencingToken < last.fencingToken;
+      fencingToken < last.token;
     if (!isLate) {
-      this.#written.set(key, { ...write, expiresAt: now + ttlMs });
+      this.#written.set(key, { token: fencingToken, expiresAt: now + ttlMs });
+      this.#sweepIfFull();
     }
     return Promise.resolve(!isLate);
   }
 
   /** Drops what expired and was not asked for again: a timer would outlive it. */
-  #sweep(): void {
+  #sweepIfFull(): void {
+    if (this.#rows.size + this.#written.size < this.#sweepAt) return;
     for (const key of this.#rows.keys()) this.#look(key);
-    this.#sweepAt = Math.max(64, this.#rows.size * 2);
+    for (const [key, { expiresAt }] of this.#written) {
+      if (expiresAt <= this.clock.now()) this.#written.delete(key);
+    }
+    const left = this.#rows.size + this.#written.size;
+    this.#sweepAt = Math.max(64, left * 2);
   }
 }
 
