@@ -19,7 +19,7 @@ import {
 } from "./errors.ts";
 import { Keeper, type Terms } from "./keeper.ts";
 import { drawOwner } from "./keys.ts";
-import { driftMs } from "./options.ts";
+import { validMs } from "./options.ts";
 
 /** A claim on what is wanted, by an owner of its own. */
 export function claimFor(
@@ -180,7 +180,7 @@ function keep(
 ): Keeper {
   const { key, ttlMs } = claim;
   const tookMs = clockOf(backend).now() - asked.now;
-  if (tookMs < ttlMs - driftMs(ttlMs, terms.driftFactor)) {
+  if (tookMs < validMs(ttlMs, terms)) {
     return new Keeper(backend, claim, asked, terms, fencingToken);
   }
   // The whole lease went by before the answer came: ours it may be no more.

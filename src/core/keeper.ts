@@ -26,7 +26,7 @@ import {
 } from "./errors.ts";
 import { type LockEvent, tell } from "./events.ts";
 import { labelOf } from "./keys.ts";
-import { driftMs } from "./options.ts";
+import { driftMs, validMs } from "./options.ts";
 import { extendAll, renewalOf, type Renewed } from "./renewal.ts";
 import type { LocalTurn } from "./room.ts";
 
@@ -366,7 +366,7 @@ export class Keeper {
     await this.#byHandOnce(async () => {
       const ttlMs = this.#ttlMs + byMs;
       const passedMs = this.#clock.now() - this.#asked.now;
-      if (passedMs >= ttlMs - this.#driftMs(ttlMs)) {
+      if (passedMs >= validMs(ttlMs, this.terms)) {
         isLeft = false;
         return undefined;
       }
@@ -417,8 +417,8 @@ export class Keeper {
   asks(ttlMs: number): Moment {
     const asked = moment(this.#clock);
     this.#unanswered ??= "pending";
-    const validMs = ttlMs - this.#driftMs(ttlMs);
-    if (validMs < this.remainingMs) this.#count(asked, ttlMs);
+    const isLess = validMs(ttlMs, this.terms) < this.remainingMs;
+    if (isLess) this.#count(asked, ttlMs);
     return asked;
   }
 
@@ -493,18 +493,14 @@ export class Keeper {
     this.#stop();
   }
 
-  #driftMs(ttlMs: number): number {
-    return driftMs(ttlMs, this.terms.driftFactor);
-  }
-
   /** How long the lease can be known to last, from when it was asked for. */
   get #validMs(): number {
-    return this.#ttlMs - this.#driftMs(this.#ttlMs);
+    return validMs(this.#ttlMs, this.terms);
   }
 
   /** By how much two clocks may differ before one is disbelieved. */
   get #unsureMs(): number {
-    return Math.max(this.#driftMs(this.#ttlMs), UNSURE_MS);
+    return Math.max(driftMs(this.#ttlMs, this.terms.driftFactor), UNSURE_MS);
   }
 
   /** Whether somebody is to be told of a loss as it happens. */

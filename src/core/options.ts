@@ -306,6 +306,11 @@ export function driftMs(ttlMs: number, factor: number = DRIFT_FACTOR): number {
   return Math.min(ttlMs * factor + 2, ttlMs / 2);
 }
 
+/** For how much of a lease it is known to last, from when it was asked for. */
+export function validMs(ttlMs: number, { driftFactor }: Manner): number {
+  return ttlMs - driftMs(ttlMs, driftFactor);
+}
+
 /**
  * Checks the options of a call and completes them.
  *

@@ -34,7 +34,7 @@ import {
 import { tell } from "./events.ts";
 import { Keeper, type Lease } from "./keeper.ts";
 import { drawOwner, labelOf } from "./keys.ts";
-import { driftMs } from "./options.ts";
+import { validMs } from "./options.ts";
 import { renewalOf } from "./renewal.ts";
 import type { Waiter } from "./wait.ts";
 
@@ -602,13 +602,13 @@ export class Room {
     this.#forget(party);
     const now = this.#clock.now();
     const { leftMs } = turn;
-    const allowanceMs = driftMs(leftMs, party.waiters[0]?.terms.driftFactor);
-    const isOver = now - asked.now >= leftMs - allowanceMs;
-    if (isOver || !party.waiters.length) {
+    const first: Waiter | undefined = party.waiters[0];
+    const tookMs = now - asked.now;
+    if (first === undefined || tookMs >= validMs(leftMs, first.terms)) {
       // Heard too late to know it for ours, or wanted no more.
       this.#line.leave(wish);
-      if (party.waiters.length) this.#beginAgain(party, now - asked.now);
-      else this.#close(party);
+      if (first === undefined) this.#close(party);
+      else this.#beginAgain(party, tookMs);
       return;
     }
     party.wasLate = false;
