@@ -141,7 +141,7 @@ export class Keeper {
 
   /** What is left in milliseconds; 0 once released or lost. Judges. */
   get remainingMs(): number {
-    if (this.#isReleased || this.#loss !== undefined) return 0;
+    if (this.#isEnded) return 0;
     let now = this.#clock.now();
     // From when we asked, not from the answer: a slow reply must not lengthen it.
     let passedMs = now - this.#asked.now;
@@ -431,7 +431,7 @@ export class Keeper {
     // Judged by the old lease first: a loss that was told can't be taken back.
     if (this.remainingMs === 0 && !this.#isInDoubt) return;
     // Over for good while in doubt: no answer may bring it back to be renewed.
-    if (this.#isReleased || this.#loss !== undefined) return;
+    if (this.#isEnded) return;
     const tookMs = this.#clock.now() - asked.now;
     if (answer instanceof LockBackendError) {
       this.#unanswered = answer;
@@ -457,7 +457,7 @@ export class Keeper {
 
   /** It is ours no more, for `reason`; the first reason stands. */
   lose(reason: LossReason, cause?: unknown): void {
-    if (this.#isReleased || this.#loss !== undefined) return;
+    if (this.#isEnded) return;
     const { key } = this.claim;
     const error = this.#loss = new LockLostError(key, reason, cause);
     this.#stop();
