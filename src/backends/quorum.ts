@@ -2,7 +2,7 @@
 
 import type { Backend, Verdict } from "../core/backend.ts";
 import { type Clock, whenLate } from "../core/clock.ts";
-import { LockBackendError } from "../core/errors.ts";
+import { LockBackendError, toFailure } from "../core/errors.ts";
 
 /** How many of `count` servers have to agree: any two majorities share one. */
 export function majorityOf(count: number): number {
@@ -65,10 +65,7 @@ export function askAll<Answer, Result>(
       note(answer, index);
     };
     const failed = (cause: unknown, index: number) => {
-      const error = cause instanceof LockBackendError
-        ? cause
-        : new LockBackendError(key, `Cannot ${action} "${key}"`, cause);
-      answered(error, index);
+      answered(toFailure(action, key, cause), index);
     };
     const giveUp = () => {
       const why = `no answer from the server in ${Math.round(limitMs)} ms`;

@@ -17,7 +17,7 @@ import {
   type Verdict,
 } from "../core/backend.ts";
 import { type Clock, within } from "../core/clock.ts";
-import { LockBackendError } from "../core/errors.ts";
+import { LockBackendError, toFailure } from "../core/errors.ts";
 import type { LockEvent } from "../core/events.ts";
 import { type Ask, Ears, QuorumWatch } from "./quorum_watch.ts";
 import {
@@ -513,9 +513,7 @@ export class RedlockBackend implements Backend {
         }
         heard[index] = true;
       } catch (cause) {
-        heard[index] = cause instanceof LockBackendError
-          ? cause
-          : new LockBackendError(pattern, `Cannot list "${pattern}"`, cause);
+        heard[index] = toFailure("list", pattern, cause);
       } finally {
         // Whoever listens may have had enough; one that hangs never hears of it.
         keys.return?.().catch(() => {});

@@ -269,6 +269,17 @@ const PASSING = new Set([
   ...["CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "BUSY"],
 ]);
 
+/** What is told where a backend threw `cause`: itself, or what wraps it. */
+export function toFailure(
+  action: string,
+  key: string,
+  cause: unknown,
+): LockBackendError {
+  return cause instanceof LockBackendError
+    ? cause
+    : new LockBackendError(key, `Cannot ${action} "${key}"`, cause);
+}
+
 /** What is said to who waited for so long and had no answer. */
 export function unanswered(key: string, waitMs: number): LockBackendError {
   const what = `no answer from the server in ${Math.round(waitMs)} ms`;

@@ -23,6 +23,7 @@ import {
   LockBackendError,
   LockLostError,
   type LossReason,
+  toFailure,
 } from "./errors.ts";
 import { type LockEvent, tell } from "./events.ts";
 import { labelOf } from "./keys.ts";
@@ -390,7 +391,6 @@ export class Keeper {
   }
 
   async #askToProlong(byMs: number): Promise<Standing | LockBackendError> {
-    const { key } = this.claim;
     try {
       if (this.backend.prolong !== undefined) {
         return await this.backend.prolong(this.claim, byMs);
@@ -404,9 +404,7 @@ export class Keeper {
         ? verdict
         : { verdict, leftMs: claim.ttlMs };
     } catch (cause) {
-      return cause instanceof LockBackendError
-        ? cause
-        : new LockBackendError(key, `Cannot extend "${key}"`, cause);
+      return toFailure("extend", this.claim.key, cause);
     }
   }
 

@@ -5,7 +5,7 @@
 
 import { type Backend, type Claim, clockOf, type Verdict } from "./backend.ts";
 import { type Clock, within } from "./clock.ts";
-import { LockBackendError } from "./errors.ts";
+import { type LockBackendError, toFailure } from "./errors.ts";
 import type { Keeper } from "./keeper.ts";
 
 /** How many holds go into one command: a script holds everybody else up. */
@@ -47,11 +47,7 @@ export async function extendAll(
   try {
     return await backend.extend(claims, atLeast);
   } catch (cause) {
-    return claims.map(({ key }) =>
-      cause instanceof LockBackendError
-        ? cause
-        : new LockBackendError(key, `Cannot extend "${key}"`, cause)
-    );
+    return claims.map(({ key }) => toFailure("extend", key, cause));
   }
 }
 

@@ -29,6 +29,7 @@ import {
   isPassing,
   LockBackendError,
   outlasted,
+  toFailure,
   unanswered,
 } from "./errors.ts";
 import { tell } from "./events.ts";
@@ -488,11 +489,7 @@ export class Room {
     try {
       answers = await this.#line.stand(wishes, isInPassing);
     } catch (cause) {
-      answers = wishes.map(({ key }) =>
-        cause instanceof LockBackendError
-          ? cause
-          : new LockBackendError(key, `Cannot wait for "${key}"`, cause)
-      );
+      answers = wishes.map(({ key }) => toFailure("wait for", key, cause));
     }
     for (const [i, party] of parties.entries()) {
       this.#hear(party, wishes[i], answers[i], asked, isInPassing);
