@@ -20,7 +20,7 @@ import {
 import { type Clock, moment, within } from "./core/clock.ts";
 import {
   isPassing,
-  LockBackendError,
+  isSilence,
   LockError,
   LockLostError,
   LockNotAcquiredError,
@@ -314,9 +314,7 @@ async function takeInTurn(
   } catch (error) {
     await giveBack(clock, taken);
     // No answer in what was left of our patience, after one that was a no.
-    const isLate = error instanceof LockBackendError &&
-      error.reply === undefined && clock.now() >= until;
-    if (isLate && refusal) {
+    if (refusal && isSilence(error) && clock.now() >= until) {
       return refused(keys[refusal.index ?? 0], refusal, settings);
     }
     throw error;

@@ -297,6 +297,11 @@ export function outlasted(
   return new LockBackendError(key, message);
 }
 
+/** Whether no word came from the server, and what was asked may yet be done. */
+export function isSilence(error: unknown): error is LockBackendError {
+  return error instanceof LockBackendError && error.reply === undefined;
+}
+
 /** Whether who has patience is to try again, and nobody said "taken". */
 export function isPassing(error: unknown): error is LockBackendError {
   return error instanceof LockBackendError && error.reply !== undefined &&

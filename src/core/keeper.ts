@@ -20,6 +20,7 @@ import {
 import { type Clock, type Moment, moment, within } from "./clock.ts";
 import {
   isPassing,
+  isSilence,
   LockBackendError,
   LockLostError,
   type LossReason,
@@ -298,10 +299,8 @@ export class Keeper {
       const [answer] = await extendAll(this.backend, [claim]);
       callOff();
       this.#mostMs = mostMs;
-      const isSilence = answer instanceof LockBackendError &&
-        answer.reply === undefined;
       // It may be done yet, at any time from now on.
-      if (isSilence) this.#mostMs = Math.min(this.#mostMs, ttlMs);
+      if (isSilence(answer)) this.#mostMs = Math.min(this.#mostMs, ttlMs);
       this.answered(answer, asked, ttlMs);
       return answer;
     });
@@ -541,9 +540,8 @@ export class Keeper {
           try {
             return await this.backend.inquire(this.claim);
           } catch (cause) {
-            const isSilence = cause instanceof LockBackendError &&
-              (cause.reply === undefined || isPassing(cause));
-            if (!isSilence || this.#isEnded) throw cause;
+            const mayComeBack = isSilence(cause) || isPassing(cause);
+            if (!mayComeBack || this.#isEnded) throw cause;
           }
           // A machine that was asleep may have no network yet.
           await new Promise<void>((go) => {

@@ -5,7 +5,7 @@
 
 import { acquire, unlessAborted } from "./acquire.ts";
 import { type Backend, type Claim, clockOf, type Refusal } from "./backend.ts";
-import { isPassing, LockBackendError } from "./errors.ts";
+import { isPassing, isSilence, LockBackendError } from "./errors.ts";
 import type { Keeper, Terms } from "./keeper.ts";
 import { drawOwner } from "./keys.ts";
 
@@ -131,10 +131,9 @@ export async function poll(
       ).catch((error: unknown) => {
         if (isPassing(error)) return error;
         // Who has had an answer waits for the servers to come back, too.
-        const isSilence = error instanceof LockBackendError &&
-          error.reply === undefined && !signal.aborted;
-        const mayComeBack = watch !== undefined && !backend.isClosed?.();
-        if (isSilence && mayComeBack && group.last !== undefined) return error;
+        const mayComeBack = watch !== undefined && !backend.isClosed?.() &&
+          !signal.aborted && group.last !== undefined;
+        if (mayComeBack && isSilence(error)) return error;
         throw error;
       });
       first = undefined;
