@@ -28,7 +28,9 @@ import {
 import { judgeWhenRead, Keeper, type Terms } from "./core/keeper.ts";
 import { drawOwner, labelOf } from "./core/keys.ts";
 import {
+  checkBoolean,
   checkKey,
+  checkNumber,
   kindOf,
   type LockOptions,
   type Manner,
@@ -1282,24 +1284,14 @@ function readJSON(action: string, json: LockJSON | string): HandedOver[] {
   if (typeof owner !== "string" || owner === "") {
     wrongType(action, "owner must be a string", owner, kindOf(owner));
   }
-  if (typeof autoExtend !== "boolean") {
-    wrongType(action, "autoExtend must be a boolean", autoExtend);
-  }
-  if (typeof isShort !== "boolean") {
-    wrongType(action, "isShort must be a boolean", isShort);
-  }
+  checkBoolean(action, "autoExtend", autoExtend);
+  checkBoolean(action, "isShort", isShort);
   if (!Array.isArray(others)) {
     wrongType(action, "others must be an array", others);
   }
   const { maxHoldMs, fencingToken } = from;
-  for (const [name, value] of Object.entries({ maxHoldMs, fencingToken })) {
-    if (value !== undefined && typeof value !== "number") {
-      wrongType(action, `${name} must be a number`, value);
-    }
-    if (value !== undefined && !(value > 0)) {
-      outOfRange(action, `${name} must be > 0`, value);
-    }
-  }
+  checkNumber(action, "maxHoldMs", maxHoldMs, "> 0");
+  checkNumber(action, "fencingToken", fencingToken, "> 0");
   if (fencingToken !== undefined && !Number.isSafeInteger(fencingToken)) {
     const rule = "fencingToken must be a safe integer";
     outOfRange(action, rule, fencingToken);

@@ -29,6 +29,7 @@ import {
   LockNotAcquiredError,
 } from "../core/errors.ts";
 import {
+  checkBoolean,
   checkNumber,
   checkOptions,
   kindOf,
@@ -668,8 +669,6 @@ function readPatience(
 /** The one option in `flags`: whether it is on. */
 function readFlag(action: string, flags: Record<string, unknown>): boolean {
   const [[name, value]] = Object.entries(flags);
-  if (value !== undefined && typeof value !== "boolean") {
-    wrongType(action, `${name} must be a boolean`, value);
-  }
+  if (value !== undefined) checkBoolean(action, name, value);
   return value === true;
 }

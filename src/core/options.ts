@@ -243,6 +243,17 @@ export function checkNumber(
   }
 }
 
+/** Refuses what is no boolean. */
+export function checkBoolean(
+  action: string,
+  name: string,
+  value: unknown,
+): asserts value is boolean {
+  if (typeof value !== "boolean") {
+    wrongType(action, `${name} must be a boolean`, value);
+  }
+}
+
 /** Refuses a key that is no key. */
 export function checkKey(
   action: string,
@@ -331,8 +342,12 @@ export function readOptions(
   // Read by name, so that a getter or an inherited default is an option too.
   const given = options as { [Name in keyof LockOptions]: unknown };
   const { ttl, signal, errorMessage, label, maxHoldMs } = given;
-  const { waitMs, localTurns, throwOnFail, autoExtend, fencing } = given;
-  const { replicas } = given;
+  const { waitMs, localTurns, replicas } = given;
+  const {
+    throwOnFail = defaults.throwOnFail,
+    autoExtend = defaults.autoExtend,
+    fencing = defaults.fencing,
+  } = given;
   checkNumber(action, "waitMs", waitMs, ">= 0");
   checkNumber(action, "localTurns", localTurns, "a whole number >= 0");
   checkNumber(action, "replicas", replicas, "a whole number >= 0");
@@ -352,34 +367,26 @@ export function readOptions(
     }
   }
   checkNumber(action, "maxHoldMs", maxHoldMs, "> 0");
+  checkBoolean(action, "throwOnFail", throwOnFail);
+  checkBoolean(action, "autoExtend", autoExtend);
+  checkBoolean(action, "fencing", fencing);
   return {
     ttlMs: ttl === undefined ? defaults.ttlMs : readTtl(action, ttl),
-    throwOnFail: throwOnFail === undefined
-      ? defaults.throwOnFail
-      : readBoolean(action, "throwOnFail", throwOnFail),
+    throwOnFail,
     errorMessage: errorMessage ?? defaults.errorMessage,
     // Half of a surrogate pair is another text once it was sent: then the server
     // would call for one whom nobody here knows.
     label: label?.replace(/\p{Surrogate}/gu, "\ufffd"),
     signal,
-    autoExtend: autoExtend === undefined
-      ? defaults.autoExtend
-      : readBoolean(action, "autoExtend", autoExtend),
+    autoExtend,
     maxHoldMs: maxHoldMs ?? defaults.maxHoldMs,
-    fencing: fencing === undefined
-      ? defaults.fencing
-      : readBoolean(action, "fencing", fencing),
+    fencing,
     waitMs: waitMs ?? defaults.waitMs,
     localTurns: localTurns ?? defaults.localTurns,
     replicas: replicas ?? defaults.replicas,
     isUnhurried,
     driftFactor,
   };
-}
-
-function readBoolean(action: string, name: string, value: unknown): boolean {
-  if (typeof value === "boolean") return value;
-  return wrongType(action, `${name} must be a boolean`, value);
 }
 
 /** By shape: signals of another realm, and polyfills, are signals too. */
