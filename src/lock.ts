@@ -511,9 +511,8 @@ function leadTo(error: unknown, loss: LockLostError): void {
     Object.isExtensible(error)
   ) {
     // As the constructor of Error would: there, but not listed.
-    const value = loss;
     Object.defineProperty(error, "cause", {
-      value,
+      value: loss,
       writable: true,
       configurable: true,
     });
@@ -835,26 +834,19 @@ export class DistributedLock implements AsyncDisposable {
     this.#mayBeThere = true;
     this.#mayBeFreed = this.#wasHandedOver = false;
     this.#controller = undefined;
-    for (const other of this.#others) {
-      let isOurs = false;
-      try {
-        isOurs = await other.acquire();
-      } finally {
-        // Without all of several keys there is no use in some.
-        if (!isOurs) await this.#finish();
+    if (this.#others === ALONE) return true;
+    let areOurs = false;
+    try {
+      for (const other of this.#others) {
+        if (!await other.acquire()) return false;
       }
-      if (!isOurs) return false;
+      // The first may be over by the time of the last.
+      this.assertHeld();
+      return areOurs = true;
+    } finally {
+      // Without all of several keys there is no use in some.
+      if (!areOurs) await this.#finish();
     }
-    // The first may be over by the time of the last.
-    if (this.#others !== ALONE) {
-      try {
-        this.assertHeld();
-      } catch (error) {
-        await this.#finish();
-        throw error;
-      }
-    }
-    return true;
   }
 
   /**
