@@ -118,8 +118,8 @@ export class RedisBackend implements Backend {
   readonly tryAcquireAll: Backend["tryAcquireAll"];
   /** In a Cluster, where one script may touch one slot only. */
   readonly areTogether: Backend["areTogether"];
-  /** Whether one script may not touch all keys, as has been seen. */
-  #areApart = false;
+  /** Whether one script may not touch all keys: one slot only, or as was seen. */
+  #areApart: boolean;
   /** Not for a double, as above. */
   readonly #departures: Departures | undefined;
   readonly #port: Port;
@@ -132,6 +132,7 @@ export class RedisBackend implements Backend {
 
   constructor(port: Port, options: RedisOptions = {}) {
     this.#port = port;
+    this.#areApart = port.isCluster ?? false;
     this.#cleanUps = new CleanUps(() => port.isClosed?.() ?? false);
     this.onEvent = options.onEvent;
     this.scan = port.scan && ((pattern) => this.#scan(pattern));
@@ -344,9 +345,7 @@ export class RedisBackend implements Backend {
     claims: readonly Claim[],
     atLeast?: boolean,
   ): Promise<readonly (Verdict | LockBackendError)[]> {
-    const areApart = this.#port.isCluster || this.#areApart;
-    if (claims.length > 1 && areApart) {
-      // One script may touch one slot only.
+    if (claims.length > 1 && this.#areApart) {
       const each = claims.map((claim) => this.extend([claim], atLeast));
       return (await Promise.all(each)).flat();
     }
@@ -639,10 +638,11 @@ class RedisLine implements Line {
   #missed = 0;
   #testedAt = -Infinity;
   /** As of the backend: whether each key is to be asked for alone. */
-  #areApart = false;
+  #areApart: boolean;
 
   constructor(port: Port, cleanUp: (hold: Claim, leaving: string) => void) {
     this.#port = port;
+    this.#areApart = port.isCluster ?? false;
     this.#cleanUp = cleanUp;
     this.#inbox = new Inbox(port);
   }
@@ -690,9 +690,7 @@ class RedisLine implements Line {
     wishes: readonly Wish[],
     isInPassing: boolean = false,
   ): Promise<readonly (Turn | Place | LockBackendError)[]> {
-    const areApart = this.#port.isCluster || this.#areApart;
-    if (areApart && wishes.some(isOther)) {
-      // One script may touch one slot only.
+    if (this.#areApart && wishes.some(isOther)) {
       return await this.#standApart(wishes, isInPassing);
     }
     const connection = this.#port.connection?.();
