@@ -354,7 +354,11 @@ export class RedisBackend implements Backend {
       !atLeast && this.line !== undefined;
     // A slot of a Cluster that is being moved takes scripts of one key only.
     if (isBrief && !this.#port.isCluster) {
-      const answer = await this.#extendBriefly(claim);
+      const { key, owner, ttlMs } = claim;
+      const keys = [key, companion(this.#port, key, "line")] as const;
+      const args = [owner, String(ttlMs)] as const;
+      const answer = await this.#run("extend", key, EXTEND_BRIEFLY, keys, args)
+        .catch((error: LockBackendError) => error);
       // With no right to the line, one may have one to the key.
       if (typeof answer === "string" || !isAboutSome(answer)) return [answer];
     }
@@ -375,17 +379,6 @@ export class RedisBackend implements Backend {
       if (claims.length === 1 || !isAboutSome(errors[0])) return errors;
       this.#areApart = true;
       return await this.extend(claims, atLeast);
-    }
-  }
-
-  async #extendBriefly(claim: Claim): Promise<Verdict | LockBackendError> {
-    const { key, owner, ttlMs } = claim;
-    const keys = [key, companion(this.#port, key, "line")] as const;
-    const args = [owner, String(ttlMs)] as const;
-    try {
-      return await run(this.#port, EXTEND_BRIEFLY, keys, args);
-    } catch (cause) {
-      return failure("extend", key, cause);
     }
   }
 
@@ -426,47 +419,35 @@ export class RedisBackend implements Backend {
   }
 
   async prolong({ key, owner }: Hold, byMs: number): Promise<Standing> {
-    try {
-      const now = await run(this.#port, END_AT, [key], [owner, "", ""]);
-      const leftMs = Math.max(0, now.leftMs + byMs);
-      if (now.verdict !== "done" || leftMs === 0 || leftMs === Infinity) {
-        return { verdict: now.verdict, leftMs };
-      }
-      const at = Math.round(now.endsAt + byMs).toFixed();
-      const seen = now.endsAt.toFixed();
-      const isSooner = byMs < 0 && this.line !== undefined;
-      const sooner = isSooner && !this.#port.isCluster
-        ? await this.#endSooner(key, owner, at, seen)
-        : undefined;
-      if (sooner !== undefined) return sooner;
-      const standing = await run(this.#port, END_AT, [key], [owner, at, seen]);
-      if (isSooner) this.#hint({ key, owner });
-      return standing;
-    } catch (cause) {
-      throw failure("extend", key, cause);
+    const endAt = (at: string, seen: string) =>
+      this.#run("extend", key, END_AT, [key], [owner, at, seen]);
+    const now = await endAt("", "");
+    const leftMs = Math.max(0, now.leftMs + byMs);
+    if (now.verdict !== "done" || leftMs === 0 || leftMs === Infinity) {
+      return { verdict: now.verdict, leftMs };
     }
+    const at = Math.round(now.endsAt + byMs).toFixed();
+    const seen = now.endsAt.toFixed();
+    const isSooner = byMs < 0 && this.line !== undefined;
+    if (isSooner && !this.#port.isCluster) {
+      const keys = [key, companion(this.#port, key, "line")] as const;
+      const args = [owner, at, seen] as const;
+      try {
+        return await this.#run("extend", key, END_SOONER, keys, args);
+      } catch (error) {
+        // As above.
+        if (!isAboutSome(error as LockBackendError)) throw error;
+      }
+    }
+    const standing = await endAt(at, seen);
+    if (isSooner) this.#hint({ key, owner });
+    return standing;
   }
 
   /** Has who is first in line know of an end that is near, if that can be done. */
   #hint({ key, owner }: Hold): void {
     const keys = keysOf(this.#port, key).slice(0, 2);
     run(this.#port, REMIND, keys, [owner]).catch(() => {});
-  }
-
-  /** Undefined where one has no right to the line, or can't reach it. */
-  async #endSooner(
-    key: string,
-    owner: string,
-    at: string,
-    seen: string,
-  ): Promise<Standing | undefined> {
-    const keys = [key, companion(this.#port, key, "line")] as const;
-    try {
-      return await run(this.#port, END_SOONER, keys, [owner, at, seen]);
-    } catch (cause) {
-      if (isAboutSome(failure("extend", key, cause))) return undefined;
-      throw cause;
-    }
   }
 
   rename({ key, owner }: Hold, name: string): Promise<Verdict> {
