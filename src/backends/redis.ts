@@ -264,7 +264,7 @@ export class RedisBackend implements Backend {
 
   tryAcquireFenced(claim: Claim): Promise<Grant | Refusal> {
     const { key, owner, ttlMs } = claim;
-    const keys = [key, companion(this.#port, key, "fence")] as const;
+    const keys = beside(this.#port, key, "fence");
     const args = [owner, String(ttlMs)] as const;
     return this.#attempt(
       claim,
@@ -285,7 +285,7 @@ export class RedisBackend implements Backend {
   }
 
   raiseFence({ key, owner }: Hold, token: number): Promise<Verdict> {
-    const keys = [key, companion(this.#port, key, "fence")] as const;
+    const keys = beside(this.#port, key, "fence");
     return this.#run("fence", key, RAISE_FENCE, keys, [owner, String(token)]);
   }
 
@@ -355,7 +355,7 @@ export class RedisBackend implements Backend {
     // A slot of a Cluster that is being moved takes scripts of one key only.
     if (isBrief && !this.#port.isCluster) {
       const { key, owner, ttlMs } = claim;
-      const keys = [key, companion(this.#port, key, "line")] as const;
+      const keys = beside(this.#port, key, "line");
       const args = [owner, String(ttlMs)] as const;
       const answer = await this.#run("extend", key, EXTEND_BRIEFLY, keys, args)
         .catch((error: LockBackendError) => error);
@@ -430,7 +430,7 @@ export class RedisBackend implements Backend {
     const seen = now.endsAt.toFixed();
     const isSooner = byMs < 0 && this.line !== undefined;
     if (isSooner && !this.#port.isCluster) {
-      const keys = [key, companion(this.#port, key, "line")] as const;
+      const keys = beside(this.#port, key, "line");
       const args = [owner, at, seen] as const;
       try {
         return await this.#run("extend", key, END_SOONER, keys, args);
@@ -446,7 +446,7 @@ export class RedisBackend implements Backend {
 
   /** Has who is first in line know of an end that is near, if that can be done. */
   #hint({ key, owner }: Hold): void {
-    const keys = keysOf(this.#port, key).slice(0, 2);
+    const keys = beside(this.#port, key, "line");
     run(this.#port, REMIND, keys, [owner]).catch(() => {});
   }
 
@@ -559,7 +559,7 @@ export class RedisBackend implements Backend {
 
   writeFenced(write: FencedWrite): Promise<boolean> {
     const { key, value, fencingToken, ttlMs } = write;
-    const keys = [key, companion(this.#port, key, "seen")] as const;
+    const keys = beside(this.#port, key, "seen");
     const args = [value, String(fencingToken), String(ttlMs ?? "")] as const;
     return this.#run("write", key, WRITE_FENCED, keys, args);
   }
@@ -805,7 +805,7 @@ class RedisLine implements Line {
       // One script may touch one slot only.
       keys.forEach((key, i) => this.#remind([key], [owners[i]]));
     } else if (keys.length > 0) {
-      const all = keys.flatMap((key) => keysOf(this.#port, key).slice(0, 2));
+      const all = keys.flatMap((key) => beside(this.#port, key, "line"));
       // Who waits asks by itself, only later.
       run(this.#port, REMIND, all, owners).catch(() => {});
     }
@@ -905,7 +905,7 @@ class RedisNotices implements Notices {
   }
 
   forget(key: string, watcher: string): void {
-    const keys = [key, companion(this.#port, key, "watch")] as const;
+    const keys = beside(this.#port, key, "watch");
     // Should that fail, it is forgotten with the next release, or in a while.
     run(this.#port, FORGET, keys, [watcher]).catch(() => {});
   }
@@ -962,6 +962,11 @@ function memberOf({ ttlMs, tokens, owner }: Wish): string {
 /** The keys of a lock, its line and its fence. */
 function keysOf(port: Port, key: string): [string, string, string] {
   return [key, companion(port, key, "line"), companion(port, key, "fence")];
+}
+
+/** A key and what is kept beside it. */
+function beside(port: Port, key: string, what: Companion): [string, string] {
+  return [key, companion(port, key, what)];
 }
 
 /**
