@@ -141,7 +141,7 @@ export class RedisBackend implements Backend {
     if (port.get === undefined) {
       this.line = this.#newLine();
       this.notices = new RedisNotices(port, {
-        attempt: (claim, ask) => this.#attempt(claim, ask),
+        attempt: (claim, ask) => this.#attempt([claim], ask),
         verdictOn: (hold) => this.#verdictOn(hold),
       });
       this.tryAcquireAll = (claims, isFenced) =>
@@ -227,7 +227,7 @@ export class RedisBackend implements Backend {
     this.#departures?.before(key);
     const connection = port.connection?.();
     const failed = (cause: unknown): never => {
-      throw this.#acquireFailure(claim, cause, connection);
+      throw this.#acquireFailure([claim], cause, connection);
     };
     let reply: Promise<unknown>;
     try {
@@ -236,7 +236,7 @@ export class RedisBackend implements Backend {
         : port.setIfAbsent(key, owner, "PX", ttlMs);
     } catch (cause) {
       // Somebody's wrapper may throw where a client rejects.
-      return Promise.reject(this.#acquireFailure(claim, cause, connection));
+      return Promise.reject(this.#acquireFailure([claim], cause, connection));
     }
     return reply.then((reply) => {
       // As text: a client may be told to give bytes.
@@ -267,20 +267,24 @@ export class RedisBackend implements Backend {
     const keys = beside(this.#port, key, "fence");
     const args = [owner, String(ttlMs)] as const;
     return this.#attempt(
-      claim,
+      [claim],
       () => run(this.#port, ACQUIRE_FENCED, keys, args),
     );
   }
 
-  async #attempt<T>(claim: Claim, ask: () => Promise<T>): Promise<T> {
-    const { key, owner } = claim;
-    if (!this.#cleanUps.isEmpty) await this.#cleanUps.callOff(owner + key);
-    this.#departures?.before(key);
+  async #attempt<T>(
+    claims: readonly Claim[],
+    ask: () => Promise<T>,
+  ): Promise<T> {
+    for (const { key, owner } of claims) {
+      if (!this.#cleanUps.isEmpty) await this.#cleanUps.callOff(owner + key);
+    }
+    for (const { key } of claims) this.#departures?.before(key);
     const connection = this.#port.connection?.();
     try {
       return await ask();
     } catch (cause) {
-      throw this.#acquireFailure(claim, cause, connection);
+      throw this.#acquireFailure(claims, cause, connection);
     }
   }
 
@@ -289,37 +293,29 @@ export class RedisBackend implements Backend {
     return this.#run("fence", key, RAISE_FENCE, keys, [owner, String(token)]);
   }
 
-  async #tryAcquireAll(
+  #tryAcquireAll(
     claims: readonly Claim[],
     isFenced: boolean,
   ): Promise<readonly Grant[] | Refusal> {
     const tokens = isFenced ? 1 : 0;
-    for (const { key } of claims) this.#departures?.before(key);
-    const connection = this.#port.connection?.();
-    try {
-      return await run(
-        this.#port,
-        ACQUIRE_ALL,
-        claims.flatMap(({ key }) => keysOf(this.#port, key)),
-        claims.map((claim) => memberOf({ ...claim, tokens })),
-      );
-    } catch (cause) {
-      const error = failure("acquire", claims[0].key, cause);
-      if (mayBeDone(this.#port, error, connection)) {
-        for (const claim of claims) this.discard(claim);
-      }
-      throw error;
-    }
+    const keys = claims.flatMap(({ key }) => keysOf(this.#port, key));
+    const args = claims.map((claim) => memberOf({ ...claim, tokens }));
+    return this.#attempt(
+      claims,
+      () => run(this.#port, ACQUIRE_ALL, keys, args),
+    );
   }
 
   #acquireFailure(
-    claim: Claim,
+    claims: readonly Claim[],
     cause: unknown,
     connection: unknown,
   ): LockBackendError {
-    const error = failure("acquire", claim.key, cause);
-    // It may have the key written down as ours.
-    if (mayBeDone(this.#port, error, connection)) this.discard(claim);
+    const error = failure("acquire", claims[0].key, cause);
+    // It may have the keys written down as ours.
+    if (mayBeDone(this.#port, error, connection)) {
+      for (const claim of claims) this.discard(claim);
+    }
     return error;
   }
 
