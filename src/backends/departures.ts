@@ -14,7 +14,7 @@ import type { Port } from "../clients/port.ts";
 import type { Hold, Verdict } from "../core/backend.ts";
 import { systemClock } from "../core/clock.ts";
 import { isPassing, type LockBackendError } from "../core/errors.ts";
-import { failure, isAboutSome } from "./failure.ts";
+import { failing, failure, isAboutSome } from "./failure.ts";
 import {
   prepare,
   RELEASE,
@@ -196,9 +196,7 @@ export async function releaseAlone(
   // ioredis tells what it has met last on its way between the two.
   if (!/^(TRYAGAIN|MOVED|ASK)$/.test(error.reply ?? "")) throw error;
   const release = () =>
-    run(port, RELEASE_ALONE, [key], [owner]).catch((cause) => {
-      throw failure("release", key, cause);
-    });
+    run(port, RELEASE_ALONE, [key], [owner]).catch(failing("release", key));
   // Not every client finds its way at once while the slot is handed over.
   return await release().catch((error) => insist(error, release));
 }

@@ -49,6 +49,16 @@ export function failure(
   );
 }
 
+/** Throws what is told of it. */
+export function failing(
+  action: string,
+  key: string,
+): (cause: unknown) => never {
+  return (cause) => {
+    throw failure(action, key, cause);
+  };
+}
+
 /** Whether a server says that to several that it does not say to each. */
 export function isAboutSome({ reply }: LockBackendError): boolean {
   return reply === "NOPERM" || reply === "CROSSSLOT" || reply === "ERR";

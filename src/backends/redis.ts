@@ -31,7 +31,7 @@ import type { LockEvent } from "../core/events.ts";
 import { kindOf } from "../core/options.ts";
 import { CleanUps } from "./clean_up.ts";
 import { Departures, insist, releaseAlone } from "./departures.ts";
-import { failure, isAboutSome, mayBeDone } from "./failure.ts";
+import { failing, failure, isAboutSome, mayBeDone } from "./failure.ts";
 import { Inbox } from "./inbox.ts";
 import {
   ACQUIRE_ALL,
@@ -55,6 +55,7 @@ import {
   RELEASE_TELLING,
   REMIND,
   RENAME,
+  rethrow,
   run,
   runInFull,
   runThen,
@@ -184,7 +185,7 @@ export class RedisBackend implements Backend {
   }
 
   /** Runs `script`; what fails is told as having kept us from `action`. */
-  async #run<
+  #run<
     Keys extends readonly string[],
     Args extends readonly string[],
     Result,
@@ -195,11 +196,7 @@ export class RedisBackend implements Backend {
     keys: Values<Keys>,
     args: Values<Args>,
   ): Promise<Result> {
-    try {
-      return await run(this.#port, script, keys, args);
-    } catch (cause) {
-      throw failure(action, key, cause);
-    }
+    return run(this.#port, script, keys, args).catch(failing(action, key));
   }
 
   tryAcquire(
@@ -451,10 +448,7 @@ export class RedisBackend implements Backend {
   }
 
   release(hold: Hold): Promise<Verdict> {
-    const fail = (error: unknown): never => {
-      throw error;
-    };
-    return this.releaseThen(hold, false, (verdict) => verdict, fail);
+    return this.releaseThen(hold, false, (verdict) => verdict, rethrow);
   }
 
   // By then() rather than await, as above.
@@ -471,10 +465,8 @@ export class RedisBackend implements Backend {
         ? then(verdict)
         : verdict.then(then, fail);
     }, (cause) => {
-      const again = () =>
-        this.#release(hold, false, verdictOn, (cause) => {
-          throw failure("release", hold.key, cause);
-        });
+      const failed = failing("release", hold.key);
+      const again = () => this.#release(hold, false, verdictOn, failed);
       return insist(failure("release", hold.key, cause), again)
         .catch((error) => releaseAlone(this.#port, hold, error))
         .then(then, fail);
@@ -584,10 +576,7 @@ export class RedisBackend implements Backend {
     // Several keys may have one owner.
     this.#cleanUps.add(owner + key, forMs, async () => {
       if (leaving === "") {
-        const fail = (cause: unknown): never => {
-          throw cause;
-        };
-        const verdict = await this.#release(claim, false, (it) => it, fail);
+        const verdict = await this.#release(claim, false, (it) => it, rethrow);
         if (verdict !== "wanted") return;
       }
       const args = [owner, "", "", leaving] as const;
@@ -894,9 +883,7 @@ class RedisNotices implements Notices {
       [key, line, companion(this.#port, key, "watch")],
       [owner],
       this.#backend.verdictOn(hold),
-      (cause) => {
-        throw failure("release", key, cause);
-      },
+      failing("release", key),
     );
   }
 
@@ -931,12 +918,12 @@ function handOver(
         : answer;
     }, fail);
   return attempt((cause) =>
-    insist(failure("release", key, cause), () =>
-      attempt((cause) => {
-        throw failure("release", key, cause);
-      })).catch(async (error) => ({
-        verdict: await releaseAlone(port, hold, error),
-      }))
+    insist(
+      failure("release", key, cause),
+      () => attempt(failing("release", key)),
+    ).catch(async (error) => ({
+      verdict: await releaseAlone(port, hold, error),
+    }))
   );
 }
 

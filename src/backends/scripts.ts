@@ -903,12 +903,15 @@ export function run<
   keys: Values<Keys>,
   args: Values<Args>,
 ): Promise<Result> {
-  return runThen(port, script, keys, args, (result) => result, (cause) => {
-    throw cause;
-  });
+  return runThen(port, script, keys, args, (result) => result, rethrow);
 }
 
-/** The same, and `then` or `fail`, with one promise for all: for every lock. */
+/** Leaves what failed to whoever called. */
+export function rethrow(cause: unknown): never {
+  throw cause;
+}
+
+/** As `run()`, and `then` or `fail`, with one promise for all: for every lock. */
 export function runThen<
   Keys extends readonly string[],
   Args extends readonly string[],
