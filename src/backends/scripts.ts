@@ -177,13 +177,16 @@ export const RELEASE_ALONE = define({
   decode: toVerdict,
 });
 
+/** A process is called on this channel, with its inbox behind. */
+const CHANNEL = "lock:inbox:";
+
 /**
  * `call` has a process called: how many have heard it. Where we may not PUBLISH
  * it is `false`, and a key is changed that is called as the channel is: who
  * listens there tracks it as well (see port.ts), and so learns to look around.
  */
 const CALL = `local function call(inbox, message)
-  local channel = "lock:inbox:" .. inbox
+  local channel = "${CHANNEL}" .. inbox
   local heard = redis.pcall("PUBLISH", channel, message)
   if type(heard) ~= "table" then return heard end
   redis.pcall("SET", channel, "", "PX", 1)
@@ -191,6 +194,9 @@ const CALL = `local function call(inbox, message)
   return false
 end
 `;
+
+/** By what an owner is called, if it can be. */
+const INBOX = `"^%x+@(%x+%*?)"`;
 
 /**
  * `hint` has the first in line look, where the lease of who has the lock is over
@@ -200,7 +206,7 @@ const HINT = `${CALL}local function hint(line, lease)
   if not lease or tonumber(lease) >= ${HEARTBEAT_MS} then return end
   local head = redis.pcall("ZRANGE", line, 0, 0)[1]
   local owner = head and string.match(head, "^%d+ %d+ (.*)$")
-  local inbox = owner and string.match(owner, "^(%x+%*?)", ${OWNER_LENGTH + 1})
+  local inbox = owner and string.match(owner, ${INBOX})
   if inbox then call(inbox, "look " .. owner) end
 end
 `;
@@ -497,13 +503,13 @@ local function handOver(lock, line, fence, mine, last)
     end
     local owner, lease, token = give(lock, fence, head, ${SHORT_MS})
     if head == last then return lease, owner, lease, token, true end
-    local inbox = string.match(owner, "^(%x+%*?)", ${OWNER_LENGTH + 1})
+    local inbox = string.match(owner, ${INBOX})
     if not inbox then return lease end
     if inbox == mine then return lease, owner, lease, token end
     local turn = lease .. " " .. at .. " " .. token .. " " .. owner
     local heard = 1
     if string.sub(inbox, -1) == "*" then
-      heard = redis.pcall("PUBSUB", "NUMSUB", "lock:inbox:" .. inbox)[2] or 1
+      heard = redis.pcall("PUBSUB", "NUMSUB", "${CHANNEL}" .. inbox)[2] or 1
     end
     if heard > 0 then heard = call(inbox, "turn " .. turn) end
     if not heard then return lease end
@@ -642,7 +648,7 @@ for i = 1, #KEYS / 3 do
   answers[i] = answer
 end
 if inbox ~= "" then
-  local heard = redis.pcall("PUBLISH", "lock:inbox:" .. inbox, "test")
+  local heard = redis.pcall("PUBLISH", "${CHANNEL}" .. inbox, "test")
   answers[#answers + 1] = "test " .. (type(heard) == "table" and -1 or heard)
 end
 return answers`,
@@ -793,9 +799,9 @@ export const REMIND = define({
   args: [] as readonly string[],
   lua: `${HINT}for i, owner in ipairs(ARGV) do
   local lock, line = KEYS[2 * i - 1], KEYS[2 * i]
-  local inbox = string.match(owner, "^(%x+%*?)", ${OWNER_LENGTH + 1})
   local left = redis.pcall("GET", lock) == owner and redis.call("PTTL", lock)
   if left and left <= ${SHORT_MS} then
+    local inbox = string.match(owner, ${INBOX})
     if inbox then call(inbox, "look " .. owner) end
     hint(line, left)
   end
@@ -856,10 +862,8 @@ export const FORCE_RELEASE = define({
 if not holder then return 0 end
 ${LINE}${TELL}hint(line, handOver(lock, line, fence))
 if redis.call("EXISTS", lock) == 0 then tell(lock, watch) end
-local inbox = string.match(holder, "^%x+@(%x+%*?)")
-if inbox then
-  call(inbox, "end " .. holder)
-end
+local inbox = string.match(holder, ${INBOX})
+if inbox then call(inbox, "end " .. holder) end
 return 1`,
   decode: isDone,
 });
@@ -1110,7 +1114,7 @@ return {1, tokens}`,
 
 /** The channel on which the process of that inbox is called. */
 export function channelOf(inbox: string): string {
-  return `lock:inbox:${inbox}`;
+  return CHANNEL + inbox;
 }
 
 /** What is called out by the scripts. */
