@@ -602,43 +602,38 @@ end
 local answers = {}
 for i = 1, #KEYS / 3 do
   local lock, line, fence = KEYS[3 * i - 2], KEYS[3 * i - 1], KEYS[3 * i]
-  local member, ticket = ARGV[2 * i + 1], tonumber(ARGV[2 * i + 2])
-  local holder = first
+  local member, terms = ARGV[2 * i + 1], ARGV[2 * i + 2]
+  local ticket, holder = tonumber(terms), first
   if i > 1 then holder = redis.pcall("GET", lock) end
-  if not ticket and ARGV[2 * i + 2] ~= "" then
-    ticket, holder = rename(lock, line, member, holder, ARGV[2 * i + 2])
+  if not ticket and terms ~= "" then
+    ticket, holder = rename(lock, line, member, holder, terms)
   end
-  local answer
-  if type(holder) == "table" then
-    answer = "-1 " .. holder.err
-  else
-    if not holder then
-      local head = redis.call("ZRANGE", line, 0, 0)[1]
-      if not head or head == member then
-        if head then redis.call("ZREM", line, member) end
-        local _, lease, token = give(lock, fence, member, math.huge)
-        if head then hint(line, lease) end
-        answer = "1 " .. lease .. " " .. at .. " " .. token
-      else
-        if isPassing == "" then queue(line, member, ticket) end
-        hint(line, handOver(lock, line, fence))
-        holder = redis.call("GET", lock)
-        if not holder then
-          local _, lease, token = give(lock, fence, member, math.huge)
-          answer = "1 " .. lease .. " " .. at .. " " .. token
-        end
-      end
+  local answer = type(holder) == "table" and "-1 " .. holder.err
+  if not holder then
+    local head = redis.call("ZRANGE", line, 0, 0)[1]
+    if head == member then
+      redis.call("ZREM", line, member)
+    elseif head then
+      if isPassing == "" then queue(line, member, ticket) end
+      hint(line, handOver(lock, line, fence))
+      holder = redis.call("GET", lock)
     end
-    local left = answer or redis.call("PTTL", lock)
+    if not holder then
+      local _, lease, token = give(lock, fence, member, math.huge)
+      if head then hint(line, lease) end
+      answer = "1 " .. lease .. " " .. at .. " " .. token
+    end
+  end
+  if not answer then
+    local left = redis.call("PTTL", lock)
     local tokens, owner = string.match(member, "^%d+ (%d+) (.*)$")
-    if not answer and holder == owner then
-      local token = "-"
-      if tokens ~= "0" then token = drawn(fence, tokens) end
+    if holder == owner then
+      local token = tokens ~= "0" and drawn(fence, tokens) or "-"
       redis.call("ZREM", line, member)
       answer = "1 " .. left .. " " .. at .. " " .. token
-    elseif not answer and isPassing ~= "" then
+    elseif isPassing ~= "" then
       answer = "0 " .. left .. " " .. at .. " -"
-    elseif not answer then
+    else
       local ticket, place, isAnew = queue(line, member, ticket)
       local kind = string.byte(holder, ${OWNER_LENGTH}) == 64 and 0 or 1
       if isAnew then kind = kind + 2 end
