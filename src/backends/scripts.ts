@@ -314,11 +314,15 @@ return 1`,
   decode: toVerdict,
 });
 
+/** The server's time in µs. */
+const NOW = `local time = redis.call("TIME")
+local now = time[1] * 1000000 + time[2]
+`;
+
 /** What bursts.ts has for memory, in Lua: `last` and `ran` are numbers, and the
  * server's µs. */
-const BURST = `local time = redis.call("TIME")
-local now = time[1] * 1000000 + time[2]
-local function number(it) return string.format("%.0f", it) end
+const BURST =
+  `${NOW}local function number(it) return string.format("%.0f", it) end
 local function keep(wait)
   redis.call("PEXPIRE", burst, number(4 * wait / 1000 + ${BURST_MS}))
 end
@@ -407,8 +411,7 @@ if not redis.call("SET", lock, owner, "PX", ttlMs, "NX") then
   redis.call("PEXPIRE", lock, ttlMs)
   if last then return {1, last} end
 end
-local time = redis.call("TIME")
-local now, token = time[1] * 1000000 + time[2]
+${NOW}local token
 ${DRAW}return {1, token}`,
   decode(reply) {
     const [granted, number] = reply as unknown[];
@@ -455,8 +458,7 @@ export const LINE_MS = 10_000;
  * Each call of Redis in here costs as much as some lines of Lua, and everybody
  * waits meanwhile: so none is made whose answer is known.
  */
-const LINE = `${HINT}local time = redis.call("TIME")
-local now, at = time[1] * 1000000 + time[2], time[1] .. " " .. time[2]
+const LINE = `${HINT}${NOW}local at = time[1] .. " " .. time[2]
 local function give(lock, fence, member, most)
   local ttl, tokens, owner = string.match(member, "^(%d+) (%d+) (.*)$")
   local lease = tonumber(ttl) > most and most or ttl
@@ -743,9 +745,7 @@ export const TRY_OR_WATCH = define({
   keys: ["lock", "fence", "watch"],
   args: ["owner", "ttlMs", "tokens", "watcher", "ticket"],
   lua: `local holder = redis.call("GET", lock)
-local time = redis.call("TIME")
-local now = time[1] * 1000000 + time[2]
-local at = " " .. time[1] .. " " .. time[2] .. " "
+${NOW}local at = " " .. time[1] .. " " .. time[2] .. " "
 local isKept = watcher ~= "" and holder == "next " .. watcher
 if holder and holder ~= owner and not isKept then
   local isKeptForOther = string.find(holder, "^next ")
