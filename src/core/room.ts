@@ -784,31 +784,20 @@ export class Room {
   ): void {
     const at = party.waiters.indexOf(waiter);
     if (at < 0) return;
-    party.waiters.splice(at, 1);
-    const { wish, failure } = party;
-    if (reason === "late") {
-      const now = this.#clock.now();
-      const { place, freeAt } = party;
-      if (failure !== undefined) waiter.fail(failure);
-      else if (this.#isUnanswered(party)) {
-        if (!isLastCall) {
-          // Its first answer may be on its way: little patience is not none.
-          party.waiters.splice(at, 0, waiter);
-          waiter.wait(
-            this.#clock,
-            GRACE_MS,
-            () => this.#depart(party, waiter, reason, !waiter.isUnhurried),
-          );
-          return;
-        }
-        // Never answered: nobody knows whether it is taken.
-        waiter.fail(unanswered(party.key, waiter.wholeMs));
-      } else {
-        const retryAfterMs = freeAt && Math.max(0, Math.ceil(freeAt - now));
-        waiter.refuse({ granted: false, retryAfterMs, place });
-      }
+    const isLate = reason === "late";
+    if (isLate && !isLastCall && this.#isUnanswered(party)) {
+      // Its first answer may be on its way: little patience is not none.
+      waiter.wait(
+        this.#clock,
+        GRACE_MS,
+        () => this.#depart(party, waiter, reason, !waiter.isUnhurried),
+      );
+      return;
     }
+    party.waiters.splice(at, 1);
+    if (isLate) this.#turnAway(party, waiter);
     if (party.waiters.length > 0) return;
+    const { wish } = party;
     this.#forget(party);
     // While it is being asked for, the answer will show whether to leave; but
     // one that never comes must not keep the others waiting.
@@ -818,11 +807,28 @@ export class Room {
     if (this.#passing.get(party.key)?.first === party) this.#letPass(party);
   }
 
-  /** Whether nobody has said yet that the key is taken. */
-  #isUnanswered({ key, asked, isAsked, turn, refusedAt }: Party): boolean {
+  /** Tells one whose patience is over what came of it. */
+  #turnAway(party: Party, waiter: Waiter): void {
+    const { key, failure, freeAt, place } = party;
+    if (failure !== undefined) waiter.fail(failure);
+    else if (this.#isUnanswered(party)) {
+      // Nobody knows whether it is taken.
+      waiter.fail(unanswered(key, waiter.wholeMs));
+    } else {
+      const retryAfterMs = freeAt &&
+        Math.max(0, Math.ceil(freeAt - this.#clock.now()));
+      waiter.refuse({ granted: false, retryAfterMs, place });
+    }
+  }
+
+  /** Whether nobody has said yet that the key is taken, nor that it failed. */
+  #isUnanswered(
+    { key, asked, isAsked, turn, refusedAt, failure }: Party,
+  ): boolean {
     if (this.#clock.now() - refusedAt < HEARTBEAT_MS) return false;
     const isTrying = this.attempts.underWayAt(key) !== undefined;
     return asked === undefined && turn === undefined &&
+      failure === undefined &&
       (isAsked || isTrying || this.#passing.get(key)?.isAnswered === false);
   }
 
