@@ -586,11 +586,8 @@ export class Room {
       this.#askAt(party, this.#clock.now() + RETRY_MS);
       return;
     }
-    this.#line.leave(wish);
-    this.#forget(party);
     for (const waiter of party.waiters.splice(0)) waiter.fail(error);
-    this.#close(party);
-    if (this.#passing.get(party.key)?.first === party) this.#letPass(party);
+    this.#quit(party, wish);
   }
 
   /** The turn of the party has come, by a lease that counts from `asked`. */
@@ -797,7 +794,11 @@ export class Room {
     party.waiters.splice(at, 1);
     if (isLate) this.#turnAway(party, waiter);
     if (party.waiters.length > 0) return;
-    const { wish } = party;
+    this.#quit(party, party.wish);
+  }
+
+  /** Has a party that nobody is left of go: it stands in nobody's way. */
+  #quit(party: Party, wish: Wish | undefined): void {
     this.#forget(party);
     // While it is being asked for, the answer will show whether to leave; but
     // one that never comes must not keep the others waiting.
