@@ -371,10 +371,8 @@ export class Room {
     if (this.#isDeaf && this.#standing.size === 0 && idleMs > IDLE_MS) {
       this.#hangUp();
     }
-    if (this.#line.inbox !== undefined || this.#isDeaf) {
-      this.#draw(party);
-      this.#askSoon(party);
-    } else void this.#tryInPassing(party, isRefused);
+    if (this.#line.inbox !== undefined || this.#isDeaf) this.#standAnew(party);
+    else void this.#tryInPassing(party, isRefused);
   }
 
   /**
@@ -405,9 +403,7 @@ export class Room {
       if (party.wish === wish) {
         // It may have been granted, and only the answer be lost.
         if (isLost) this.#line.leave(wish);
-        this.#draw(party);
-        party.isAsked = false;
-        this.#askSoon(party);
+        this.#standAnew(party);
       }
     }
     if (this.#passing.get(key) === passing) this.#letPass(party);
@@ -441,11 +437,18 @@ export class Room {
     party.wish = wish;
     party.since = undefined;
     party.isCalled = inbox !== undefined;
+    party.isAsked = false;
     party.isStale = false;
     party.askAt = Infinity;
     this.#usedAt = this.#clock.now();
     this.#standing.set(owner, party);
     return wish;
+  }
+
+  /** Has the party stand in line by a new name, where `former` stood if it did. */
+  #standAnew(party: Party, former?: Wish): void {
+    this.#draw(party, former);
+    this.#askSoon(party);
   }
 
   /** By what it is called, if it can be. */
@@ -553,7 +556,9 @@ export class Room {
       if (party.wish !== wish) return;
     }
     if (party.isCalled !== (this.#inboxOf(party) !== undefined)) {
-      return this.#rename(party);
+      // By a name by which it can be called, or by one that nobody tries to call:
+      // whichever is right by now.
+      return this.#standAnew(party, party.wish);
     }
     if (party.isStale) return this.#askSoon(party);
     const pauseMs = this.#pauseMs(party, retryAfterMs);
@@ -839,13 +844,11 @@ export class Room {
     this.#standing.delete(party.wish.owner);
     party.wish = undefined;
     party.isAsked = false;
-    party.since = undefined;
     party.refusedAt = -Infinity;
     party.asked = undefined;
     party.place = undefined;
     party.freeAt = undefined;
     party.failure = undefined;
-    party.askAt = Infinity;
     // Of who waits on, the next turn will need the timer again.
     if (party.waiters.length <= 1) this.#tidy();
   }
@@ -981,15 +984,6 @@ export class Room {
     // It may be the first time that we can be called.
     if (this.#line.inbox !== undefined) this.#isDeaf = this.#isDeafTold = false;
     this.#askAll(() => true);
-  }
-
-  /**
-   * Has a party that stands in line do so by a name by which it can be called,
-   * or by one that nobody tries to call: whichever is right by now.
-   */
-  #rename(party: Party): void {
-    this.#draw(party, party.wish);
-    this.#askSoon(party);
   }
 
   #onDeaf(reason: unknown): void {
