@@ -2,13 +2,7 @@
 
 import { onAbort } from "./aborts.ts";
 import { acquire, claimFor, unlessAborted } from "./acquire.ts";
-import {
-  type Backend,
-  clockOf,
-  type Line,
-  type Refusal,
-  type Wanted,
-} from "./backend.ts";
+import { type Backend, clockOf, type Refusal, type Wanted } from "./backend.ts";
 import { type Clock, whenLate } from "./clock.ts";
 import { isPassing, type LockBackendError, unanswered } from "./errors.ts";
 import { Keeper, type Terms } from "./keeper.ts";
@@ -29,12 +23,26 @@ export interface Patience {
   readonly isUnhurried?: boolean | undefined;
 }
 
+/** For how long one waits at most for the server to say a first no. */
+function firstMs({ waitMs, isUnhurried }: Patience): number {
+  return isUnhurried ? Infinity : waitMs;
+}
+
+/** What is left of it after that, where so many ms of the first are. */
+function restOf(patience: Patience, leftMs: number): Patience {
+  const { waitMs, isUnhurried } = patience;
+  return isUnhurried
+    ? patience
+    : { ...patience, waitMs: leftMs, wholeMs: waitMs };
+}
+
 /**
  * Waits for what is `wanted`: in line, where there is one, in the order in which
  * the server saw who came.
  *
  * @param settle What to make of the keeper of the hold, or the last refusal.
- * @throws The signal's reason, as a rejection.
+ * @throws The signal's reason, at once if it was aborted before; else as a
+ * rejection.
  * @throws {LockBackendError} As a rejection: the server could not be asked.
  */
 export function wait<T>(
@@ -52,17 +60,9 @@ export function wait<T>(
       ? tryInPassing(backend, room, wanted, terms, patience, settle)
       : waitInLine(room, wanted, terms, patience, settle);
   }
-  if (backend.findLine === undefined) {
-    return tryAgain(backend, wanted, terms, patience).then(settle);
-  }
-  const { isUnhurried } = patience;
-  const hurry = isUnhurried ? { ...patience, waitMs: Infinity } : patience;
-  return find(backend, wanted.key, terms, hurry).then(({ line, waitMs }) => {
-    const rest = isUnhurried ? patience : { ...patience, waitMs };
-    return line === undefined
-      ? tryAgain(backend, wanted, terms, rest).then(settle)
-      : waitInLine(roomOf(backend, line), wanted, terms, rest, settle);
-  });
+  return backend.findLine === undefined
+    ? tryAgain(backend, wanted, terms, patience).then(settle)
+    : lookFirst(backend, wanted, terms, patience, settle);
 }
 
 /** Tries again and again, for as long as patience lasts. */
@@ -92,23 +92,28 @@ async function tryAgain(
   );
 }
 
-/** Finds out whether there are lines, and what is left of the patience then. */
-async function find(
+/** Finds out whether there are lines, and waits for the rest of the patience. */
+async function lookFirst<T>(
   backend: Backend,
-  key: string,
+  wanted: Wanted,
   terms: Terms,
-  { waitMs }: Patience,
-): Promise<{ line: Line | undefined; waitMs: number }> {
+  patience: Patience,
+  settle: (answer: Keeper | Refusal) => T,
+): Promise<T> {
   const clock = clockOf(backend);
+  const waitMs = firstMs(patience);
   const until = clock.now() + waitMs;
   const line = await withPatience(
     backend,
-    key,
+    wanted.key,
     terms,
     waitMs,
     ({ signal }) => unlessAborted(signal, backend.findLine!()),
   );
-  return { line, waitMs: Math.max(1, until - clock.now()) };
+  const rest = restOf(patience, Math.max(1, until - clock.now()));
+  return await (line === undefined
+    ? tryAgain(backend, wanted, terms, rest).then(settle)
+    : waitInLine(roomOf(backend, line), wanted, terms, rest, settle));
 }
 
 /**
@@ -157,17 +162,12 @@ function tryInPassing<T>(
   settle: (answer: Keeper | Refusal) => T,
 ): Promise<T> {
   const { key } = wanted;
-  const { isUnhurried } = patience;
   const claim = claimFor(wanted, patience.label, terms);
-  const waitMs = isUnhurried ? Infinity : patience.waitMs;
+  const waitMs = firstMs(patience);
   const { attempts } = room;
   return new Promise((resolve, reject) => {
     const stand = (leftMs: number, refusal?: Refusal) => {
-      const rest = isUnhurried ? patience : {
-        ...patience,
-        waitMs: leftMs,
-        wholeMs: patience.waitMs,
-      };
+      const rest = restOf(patience, leftMs);
       resolve(waitInLine(room, wanted, terms, rest, settle, refusal, true));
     };
     /** The server's no, of which more was still to be asked. */
