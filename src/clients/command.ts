@@ -3,7 +3,7 @@
  * is the same for all that take a command as a list of words.
  */
 
-import { type Port, SCAN_COUNT } from "./port.ts";
+import { pages, type Port, SCAN_COUNT } from "./port.ts";
 
 /**
  * Sends one command, given as its words (`["SET", "k", "v", "PX", "500"]`), and
@@ -46,18 +46,14 @@ export function commandFunction(send: CommandFunction): Port {
 }
 
 /** The string keys that match, of the server that `send` asks. */
-export async function* scan(
+export function scan(
   send: CommandFunction,
   pattern: string,
 ): AsyncGenerator<readonly string[]> {
-  let cursor = "0";
-  do {
-    const [next, keys] = await send([
+  return pages((cursor) =>
+    send([
       ...["SCAN", cursor, "MATCH", pattern],
       ...["COUNT", String(SCAN_COUNT), "TYPE", "string"],
-    ]) as [unknown, unknown[]];
-    // One may look like a number, and have become one.
-    yield keys.map(String);
-    cursor = String(next);
-  } while (cursor !== "0");
+    ]) as Promise<[unknown, unknown[]]>
+  );
 }

@@ -7,6 +7,7 @@ import {
   type Listener,
   literal,
   type NodeListener,
+  pages,
   type Port,
   SCAN_COUNT,
   tracking,
@@ -94,20 +95,9 @@ export function ioredis(ioredisClient: IoredisClient): Port {
       for (
         const node of client.isCluster ? client.nodes!("master") : [client]
       ) {
-        let cursor = "0";
-        do {
-          const [next, keys] = await node.scan(
-            cursor,
-            "MATCH",
-            literal(prefix) + pattern,
-            "COUNT",
-            SCAN_COUNT,
-            "TYPE",
-            "string",
-          );
-          yield keys.map((key) => key.slice(prefix.length));
-          cursor = next;
-        } while (cursor !== "0");
+        const match = ["MATCH", literal(prefix) + pattern];
+        const rest = [...match, "COUNT", SCAN_COUNT, "TYPE", "string"];
+        yield* pages((cursor) => node.scan(cursor, ...rest), prefix);
       }
     },
   };

@@ -13,6 +13,7 @@ import {
   type Listener,
   literal,
   type NodeListener,
+  pages,
   type Port,
   SCAN_COUNT,
   tracking,
@@ -187,18 +188,12 @@ function portOf(client: NodeRedisClient, extras: Extras): Port {
         [extras];
       for (const node of nodes) {
         const one = await node;
-        let cursor = "0";
-        do {
-          const options = {
-            MATCH: literal(prefix) + pattern,
-            COUNT: SCAN_COUNT,
-            TYPE: "string",
-          };
-          const reply = await one.scan!(cursor, options);
-          // As text: a client may be told to give bytes.
-          yield reply.keys.map((key) => String(key).slice(prefix.length));
-          cursor = String(reply.cursor);
-        } while (cursor !== "0");
+        const MATCH = literal(prefix) + pattern;
+        const options = { MATCH, COUNT: SCAN_COUNT, TYPE: "string" };
+        yield* pages(async (from) => {
+          const { cursor, keys } = await one.scan!(from, options);
+          return [cursor, keys];
+        }, prefix);
       }
     },
   };
@@ -227,19 +222,14 @@ function bySentinel(client: Sentinel): Partial<Port> {
       return seen.count;
     },
     listen: (channel, listener) => listenBySentinel(client, channel, listener),
-    async *scan(pattern) {
+    scan(pattern) {
       const prefix = String(client._keyPrefix ?? "");
-      let cursor = "0";
-      do {
+      return pages((cursor) =>
         // As a command of its own it would go from one replica to the next.
-        const reply = await client.sendCommand(false, [
+        client.sendCommand(false, [
           ...["SCAN", cursor, "MATCH", literal(prefix) + pattern],
           ...["COUNT", String(SCAN_COUNT), "TYPE", "string"],
-        ]);
-        const [next, keys] = reply as [unknown, unknown[]];
-        yield keys.map((key) => String(key).slice(prefix.length));
-        cursor = String(next);
-      } while (cursor !== "0");
+        ]) as Promise<[unknown, unknown[]]>, prefix);
     },
   };
 }

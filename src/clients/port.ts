@@ -3,6 +3,26 @@
 /** How many keys a SCAN looks at before it lets others go first. */
 export const SCAN_COUNT = 500;
 
+/**
+ * All keys of a server, by as many SCANs as it takes.
+ *
+ * @param scan The answer from that cursor on: the next cursor, and keys.
+ * @param prefix What all of them begin with, and is to be left out.
+ */
+export async function* pages(
+  scan: (cursor: string) => Promise<readonly [unknown, readonly unknown[]]>,
+  prefix = "",
+): AsyncGenerator<string[]> {
+  let cursor = "0";
+  do {
+    const [next, keys] = await scan(cursor);
+    // As text: a client may be told to give bytes, and one that looks like a
+    // number may have become one.
+    yield keys.map((key) => String(key).slice(prefix.length));
+    cursor = String(next);
+  } while (cursor !== "0");
+}
+
 /** A text as it is in a pattern where it means itself. */
 export function literal(text: string): string {
   return text.replace(/[\\*?[\]]/g, "\\$&");
