@@ -67,12 +67,11 @@ export function acquire<T>(
     : fencing
     ? backend.tryAcquireFenced!(claim)
     : backend.tryAcquire(claim, onRefused);
-  const answer = signal === undefined ? attempt : orAborted(
-    attempt,
-    signal,
-    (answer) => !answer.granted,
-    () => backend.discard(claim),
-  );
+  const answer = signal === undefined
+    ? attempt
+    : unlessAborted(signal, attempt, ({ granted }) => {
+      if (granted) backend.discard(claim);
+    });
   return answer.then(answered);
 }
 
@@ -92,7 +91,9 @@ export async function acquireAll(
   const answer =
     await (signal === undefined
       ? attempt
-      : orAborted(attempt, signal, (answer) => "granted" in answer, giveBack));
+      : unlessAborted(signal, attempt, (answer) => {
+        if (!("granted" in answer)) giveBack();
+      }));
   if ("granted" in answer) return answer;
   const keepers: Keeper[] = [];
   try {
@@ -189,37 +190,27 @@ function keep(
 }
 
 /**
- * `attempt`, or a rejection with the signal's reason. The attempt can't be
- * called back: should it turn out to be no refusal, `giveBack` is called.
+ * What `promise` comes to, or the signal's reason as soon as it aborts.
+ *
+ * @param tooLate Told of what it comes to after that: it can't be called back.
  */
-function orAborted<T>(
-  attempt: Promise<T>,
-  signal: AbortSignal,
-  isRefusal: (answer: T) => boolean,
-  giveBack: () => void,
-): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const ignore = onAbort(signal, () => {
-      reject(signal.reason);
-      attempt.then((answer) => isRefusal(answer) || giveBack(), () => {});
-    });
-    // Unheard in the very callback that answers: an abort in the microtask
-    // after it would otherwise give back what the caller is about to use.
-    attempt.then(
-      (answer) => (ignore(), resolve(answer)),
-      (error) => (ignore(), reject(error)),
-    );
-  });
-}
-
-/** What `promise` comes to, or the signal's reason as soon as it aborts. */
 export function unlessAborted<T>(
   signal: AbortSignal,
   promise: Promise<T>,
+  tooLate?: (answer: T) => void,
 ): Promise<T> {
   return new Promise((resolve, reject) => {
-    if (signal.aborted) reject(signal.reason);
-    const ignore = onAbort(signal, () => reject(signal.reason));
-    promise.then(resolve, reject).finally(ignore);
+    const abort = () => {
+      reject(signal.reason);
+      promise.then(tooLate, () => {});
+    };
+    if (signal.aborted) abort();
+    const ignore = onAbort(signal, abort);
+    // Unheard in the very callback that answers: an abort in the microtask
+    // after it would otherwise give back what the caller is about to use.
+    promise.then(
+      (answer) => (ignore(), resolve(answer)),
+      (error) => (ignore(), reject(error)),
+    );
   });
 }
