@@ -335,7 +335,7 @@ export class Room {
         party.freeAt ??= this.#clock.now() + retryAfterMs;
       }
     }
-    waiter.begin(this.#clock, (reason) => this.#depart(party, waiter, reason));
+    waiter.begin(this.#clock, () => this.#depart(party, waiter));
     if (waiter.isOver || party.wish !== undefined) return;
     const tried = this.attempts.underWayAt(key);
     if (tried !== undefined) tried.followers.push(party);
@@ -778,21 +778,16 @@ export class Room {
   }
 
   /** Lets a waiter go, who has waited long enough or was told to. */
-  #depart(
-    party: Party,
-    waiter: Waiter,
-    reason: "late" | "aborted",
-    isLastCall = false,
-  ): void {
+  #depart(party: Party, waiter: Waiter, isLastCall = false): void {
     const at = party.waiters.indexOf(waiter);
     if (at < 0) return;
-    const isLate = reason === "late";
+    const isLate = !waiter.isOver;
     if (isLate && !isLastCall && this.#isUnanswered(party)) {
       // Its first answer may be on its way: little patience is not none.
       waiter.wait(
         this.#clock,
         GRACE_MS,
-        () => this.#depart(party, waiter, reason, !waiter.isUnhurried),
+        () => this.#depart(party, waiter, !waiter.isUnhurried),
       );
       return;
     }

@@ -279,17 +279,16 @@ export class Waiter {
     this.#reject = reject;
   }
 
-  /** From now on its patience runs; `depart` is called when it is over. */
-  begin(clock: Clock, depart: (reason: "late" | "aborted") => void): void {
+  /** From now on its patience runs; `depart` is called when it is over, or when
+   * it was called off. */
+  begin(clock: Clock, depart: () => void): void {
     const { signal } = this.terms;
-    if (this.waitMs < Infinity) {
-      this.wait(clock, this.waitMs, () => depart("late"));
-    }
+    if (this.waitMs < Infinity) this.wait(clock, this.waitMs, depart);
     if (signal === undefined) return;
     const abort = () => {
       this.#finish();
       this.#reject(signal.reason);
-      depart("aborted");
+      depart();
     };
     if (signal.aborted) abort();
     else this.#ignore = onAbort(signal, abort);
