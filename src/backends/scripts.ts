@@ -529,9 +529,8 @@ function toTurn(fields: readonly string[], from: number): Turn {
   const leftMs = toLeftMs(fields[from]);
   const at = toMs(fields[from + 1], fields[from + 2]);
   const token = fields[from + 3];
-  return token === "-"
-    ? { granted: true, leftMs, at }
-    : { granted: true, leftMs, at, fencingToken: Number(token) };
+  const fencingToken = token === "-" ? undefined : Number(token);
+  return { granted: true, leftMs, at, fencingToken };
 }
 
 /** `<left> <s> <µs> <ticket> <place> <kind>`, from that field on; of what kind:
