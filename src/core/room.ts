@@ -471,14 +471,14 @@ export class Room {
 
   #ask(parties: readonly Party[]): void {
     for (let i = 0; i < parties.length; i += MOST_AT_ONCE) {
-      void this.#stand(parties.slice(i, i + MOST_AT_ONCE), false);
+      void this.#stand(parties.slice(i, i + MOST_AT_ONCE));
     }
   }
 
   /** Asks for the wishes of `parties`, and hears what the server says. */
   async #stand(
     parties: readonly Party[],
-    isInPassing: boolean,
+    isInPassing = false,
   ): Promise<void> {
     const asked = asking(this.#clock);
     const wishes = parties.map((party) => {
@@ -939,10 +939,9 @@ export class Room {
     this.#hangUp();
     // What is asked now may have no answer, ever.
     for (const party of [...this.#standing.values()]) {
-      const what = "the client was closed";
-      const message = `Cannot wait for "${party.key}": ${what}`;
-      const error = new LockBackendError(party.key, message);
-      this.#fail(party, party.wish!, error);
+      const { key, wish } = party;
+      const text = `Cannot wait for "${key}": the client was closed`;
+      this.#fail(party, wish!, new LockBackendError(key, text));
     }
   }
 
@@ -963,7 +962,7 @@ export class Room {
     if (this.#usedAt - now > turn.leftMs / 2) {
       // That answer was long under way, as during a failover: by this bound
       // little is left, or nothing. Asked again, the server tells how much.
-      return void this.#stand([party], false);
+      return void this.#stand([party]);
     }
     this.#takeTurn(party, turn, { now, wall });
   }
