@@ -6,22 +6,19 @@ import { Cluster } from "ioredis";
 import {
   acquireLock,
   inspectLock,
-  type IoredisClient,
   listLocks,
-  type LockEvent,
   type LockTarget,
-  redis,
   withLock,
 } from "@dreamer/utils/lock";
 import { sameAsTheLast } from "../support/clients.ts";
 import { clusterClients } from "../support/cluster_clients.ts";
 import { keysLeft } from "../support/keys_left.ts";
 import { type RedisCluster, startCluster } from "../support/redis_cluster.ts";
-import { stall } from "../support/stall.ts";
 import { after, before, test, timersEnd } from "../support/test.ts";
 import { until } from "../support/until.ts";
 import { lockContract } from "./lock_contract.ts";
 import { waitContract } from "./wait_contract.ts";
+import { twoClients } from "./wait_worlds.ts";
 
 let cluster: RedisCluster;
 before(async () => void (cluster = await startCluster()));
@@ -46,36 +43,11 @@ for (const { name, isCalled, open } of clusterClients) {
     };
   });
 
-  waitContract(name, isCalled ? "called" : "asking", async () => {
-    const [here, there] = await Promise.all([
-      open(cluster.urls),
-      open(cluster.urls),
-    ]);
-    const events: LockEvent[] = [];
-    const on = redis(here.client as IoredisClient, {
-      onEvent: (event) => events.push(event),
-    });
-    return {
-      here: { on: here.client },
-      there: { on: there.client },
-      observed: { on, events },
-      pass,
-      stall,
-      served: (waiting) => waiting,
-      inLine: (key, count) =>
-        until(
-          `${count} in line`,
-          async () =>
-            await cluster.commandFor(key, "ZCARD", `{${key}}:line`) === count,
-        ),
-      keysLeft: async (key) =>
-        Number(await cluster.commandFor(key, "EXISTS", key)) +
-        Number(await cluster.commandFor(key, "EXISTS", `{${key}}:line`)),
-      async [Symbol.asyncDispose]() {
-        await Promise.all([here.close(), there.close()]);
-      },
-    };
-  });
+  waitContract(
+    name,
+    isCalled ? "called" : "asking",
+    () => twoClients(() => open(cluster.urls), cluster.commandFor),
+  );
 
   test(`${name}: every legal key can be locked and waited for`, async () => {
     await using it = await open(cluster.urls);

@@ -1,21 +1,14 @@
 /** The contracts through a client that asks a sentinel who is the primary. */
-import {
-  acquireLock,
-  listLocks,
-  type LockEvent,
-  type NodeRedisClient,
-  redis,
-} from "@dreamer/utils/lock";
+import { acquireLock, listLocks } from "@dreamer/utils/lock";
 import { assertEquals } from "@std/assert";
 import type { OpenClient } from "../support/clients.ts";
 import { keysLeft } from "../support/keys_left.ts";
 import { type RedisGroup, startGroup } from "../support/redis_sentinel.ts";
 import { sentinelClients } from "../support/sentinel_clients.ts";
-import { stall } from "../support/stall.ts";
 import { after, before, test, timersEnd } from "../support/test.ts";
-import { until } from "../support/until.ts";
 import { lockContract } from "./lock_contract.ts";
 import { waitContract } from "./wait_contract.ts";
+import { twoClients } from "./wait_worlds.ts";
 
 let group: RedisGroup;
 /** One for all locks: each of its kind builds the server's commands anew. */
@@ -44,32 +37,11 @@ lockContract(name, async () => {
   };
 });
 
-waitContract(name, "called", async () => {
-  const [here, there] = await Promise.all([open(group), open(group)]);
-  const { primary } = group;
-  const events: LockEvent[] = [];
-  const on = redis(here.client as NodeRedisClient, {
-    onEvent: (event) => events.push(event),
-  });
-  return {
-    here: { on: here.client },
-    there: { on: there.client },
-    observed: { on, events },
-    pass,
-    stall,
-    served: (waiting) => waiting,
-    inLine: (key, count) =>
-      until(
-        `${count} in line`,
-        async () => await primary.command("ZCARD", `{${key}}:line`) === count,
-      ),
-    keysLeft: async (key) =>
-      Number(await primary.command("EXISTS", key, `{${key}}:line`)),
-    async [Symbol.asyncDispose]() {
-      await Promise.all([here.close(), there.close()]);
-    },
-  };
-});
+waitContract(name, "called", () =>
+  twoClients(
+    () => open(group),
+    (_, ...args) => group.primary.command(...args),
+  ));
 
 test(`${name}: listLocks() finds them on the primary`, async () => {
   await using it = await open(group);

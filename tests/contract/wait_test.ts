@@ -1,15 +1,15 @@
 /** Waiting, in memory and through every client, with a real server behind. */
 import { assertEquals } from "@std/assert";
 
-import { type IoredisClient, type LockEvent, redis } from "@dreamer/utils/lock";
+import type { LockEvent } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
 import { clients } from "../support/clients.ts";
 import { FakeClock, settle } from "../support/fake_clock.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
 import { stall } from "../support/stall.ts";
 import { after, before, timersEnd } from "../support/test.ts";
-import { until } from "../support/until.ts";
 import { waitContract } from "./wait_contract.ts";
+import { twoClients } from "./wait_worlds.ts";
 
 let server: RedisServer;
 before(async () => void (server = await startRedis()));
@@ -78,37 +78,9 @@ waitContract("memory, fake clock", "called", () => {
 
 for (const { name, isCalled, open } of clients) {
   const way = isCalled ? "called" : "asking";
-  waitContract(name, way, async () => {
-    const [here, there] = await Promise.all([
-      open(server.url),
-      open(server.url),
-    ]);
-    const events: LockEvent[] = [];
-    const on = redis(here.client as IoredisClient, {
-      onEvent: (event) => events.push(event),
-    });
-    return {
-      here: { on: here.client },
-      there: { on: there.client },
-      observed: { on, events },
-      pass,
-      stall,
-      served: (waiting) => waiting,
-      inLine: (key, count) =>
-        until(
-          `${count} in line`,
-          async () => await server.command("ZCARD", `{${key}}:line`) === count,
-        ),
-      async keysLeft(key) {
-        const fenceMs = Number(await server.command("PTTL", `{${key}}:fence`));
-        const left = Number(
-          await server.command("EXISTS", key, `{${key}}:line`, `{${key}}:seen`),
-        );
-        return fenceMs === -1 ? left + 1 : left;
-      },
-      async [Symbol.asyncDispose]() {
-        await Promise.all([here.close(), there.close()]);
-      },
-    };
-  });
+  waitContract(name, way, () =>
+    twoClients(
+      () => open(server.url),
+      (_, ...args) => server.command(...args),
+    ));
 }
