@@ -817,6 +817,24 @@ test("a call counts from the first question, however often it was asked", async 
   assertEquals(await lock.release(), true);
 });
 
+test("an attempt that is answered too late is taken back, and not renewed", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { tryAcquire } = on;
+  on.tryAcquire = async (claim) => {
+    const answer = await tryAcquire.call(on, claim);
+    await new Promise<void>((go) => void clock.setTimer(go, 300));
+    return answer;
+  };
+  const options = { ttl: 60, waitMs: 100, autoExtend: true };
+  const waiting = caught(acquireLock(on, "k", options));
+  await clock.advance(200);
+  assertInstanceOf(await waiting, LockBackendError);
+  await clock.advance(200);
+  assertEquals((await inspectLock(on, "k")).held, false);
+  assertEquals(clock.pending, 0, "it is to be renewed");
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
