@@ -835,6 +835,27 @@ test("an attempt that is answered too late is taken back, and not renewed", asyn
   assertEquals(clock.pending, 0, "it is to be renewed");
 });
 
+test("who came after an attempt that fails goes on by itself", async () => {
+  const on = memory({ clock: new FakeClock() });
+  const { tryAcquire } = on;
+  const broken = new Error("broken");
+  let fail = () => {};
+  on.tryAcquire = () =>
+    new Promise((_, reject) => {
+      fail = () => reject(broken);
+      on.tryAcquire = tryAcquire;
+    });
+  const first = caught(acquireLock(on, "k", { waitMs: Infinity }));
+  const second = caught(acquireLock(on, "k", { waitMs: Infinity }));
+  await settle();
+  fail();
+  assertEquals(await first, broken);
+  await settle();
+  const lock = await Promise.race([second, settle()]);
+  assertInstanceOf(lock, DistributedLock);
+  await lock.release();
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
