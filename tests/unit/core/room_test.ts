@@ -856,6 +856,46 @@ test("who came after an attempt that fails goes on by itself", async () => {
   await lock.release();
 });
 
+for (const waitMs of [60_000, Infinity]) {
+  const how = waitMs === Infinity ? "without end" : "with an end";
+  const slow = async (isOneAnswered: boolean) => {
+    const clock = new FakeClock();
+    const on = memory({ clock });
+    const line = on.line!;
+    const { tryAcquire } = on;
+    on.tryAcquire = (claim) =>
+      claim.key === "answered"
+        ? tryAcquire.call(on, claim)
+        : new Promise(() => {});
+    const asked = new Set<string>();
+    line.stand = (wishes) => {
+      for (const { key } of wishes) asked.add(key);
+      return new Promise(() => {});
+    };
+    const call = new AbortController();
+    const options = { waitMs, signal: call.signal };
+    const all = Array.from(
+      { length: 20 },
+      (_, i) => caught(acquireLock(on, `k${i}`, options)),
+    );
+    await clock.advance(100);
+    if (isOneAnswered) await acquireLock(on, "answered", options);
+    await clock.advance(3_000);
+    call.abort();
+    await Promise.all(all);
+    return asked.size;
+  };
+
+  test(`where all is slow, one of many attempts ${how} is repeated, now and then`, async () => {
+    const count = await slow(false);
+    assert(count > 0 && count <= 3, `${count} were asked for again`);
+  });
+
+  test(`all attempts ${how} are lost that were sent before an answered one`, async () => {
+    assertEquals(await slow(true), 20);
+  });
+}
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
