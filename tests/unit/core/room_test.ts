@@ -896,6 +896,28 @@ for (const waitMs of [60_000, Infinity]) {
   });
 }
 
+test("what is granted in passing, and whose answer is lost, is taken back", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line!;
+  const { stand } = line;
+  let arrive = () => {};
+  line.stand = (wishes, isInPassing) => {
+    if (!isInPassing) return stand.call(line, wishes, isInPassing);
+    arrive = () => void stand.call(line, wishes, isInPassing);
+    return new Promise(() => {});
+  };
+  const options = { ttl: 60, waitMs: 30_000 };
+  const first = await acquireLock(on, "k", { ...options, label: "one" });
+  const second = acquireLock(on, "k", { ...options, label: "other" });
+  await settle();
+  await first.release();
+  arrive();
+  assertEquals((await inspectLock(on, "k")).held, true);
+  await clock.advance(3_000);
+  (await Promise.race([second, settle().then(() => undefined)]))!.assertHeld();
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
