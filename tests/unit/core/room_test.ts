@@ -918,6 +918,30 @@ test("what is granted in passing, and whose answer is lost, is taken back", asyn
   (await Promise.race([second, settle().then(() => undefined)]))!.assertHeld();
 });
 
+test("a question that comes after the word that one leaves puts nobody in line", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line!;
+  const { stand } = line;
+  const holder = await acquireLock(on, "k");
+  let arrive = () => {};
+  const way = new Promise<void>((go) => arrive = go);
+  line.stand = async (...args) => {
+    await way;
+    return await stand.apply(line, args);
+  };
+  const call = new AbortController();
+  const options = { waitMs: Infinity, signal: call.signal };
+  const waiting = caught(acquireLock(on, "k", options));
+  await settle();
+  call.abort();
+  await waiting;
+  arrive();
+  await settle();
+  assertEquals((await inspectLock(on, "k")).waiting, 0);
+  await holder.release();
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
