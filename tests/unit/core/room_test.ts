@@ -942,6 +942,25 @@ test("a question that comes after the word that one leaves puts nobody in line",
   await holder.release();
 });
 
+test("a failure that was got over is not what one is told in the end", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line!;
+  const { stand } = line;
+  const holder = await acquireLock(on, "k", { ttl: 60 });
+  const options = { waitMs: 10_000, throwOnFail: false } as const;
+  const waiting = caught(acquireLock(on, "k", options));
+  await settle();
+  line.stand = () => {
+    line.stand = stand;
+    return Promise.reject(new Error("Connection is closed."));
+  };
+  await clock.advance(10_100);
+  assert(line.stand === stand, "nothing has failed");
+  assertEquals(await waiting, null);
+  await holder.release();
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
