@@ -961,6 +961,31 @@ test("a failure that was got over is not what one is told in the end", async () 
   await holder.release();
 });
 
+test("a turn that is heard of too late is given back", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line!;
+  const { stand } = line;
+  const first = await acquireLock(on, "k", { waitMs: 1_000 });
+  let times = 0;
+  // Long on its way there; the lease counts from when it was sent.
+  line.stand = async (...args) => {
+    if (++times === 1) {
+      await new Promise<void>((go) => void clock.setTimer(go, 1_100));
+    }
+    return await stand.apply(line, args);
+  };
+  const options = { ttl: 1, waitMs: 60_000, label: "another" };
+  const second = acquireLock(on, "k", options);
+  await settle();
+  await first.release();
+  await clock.advance(1_110);
+  const lock = await Promise.race([second, settle().then(() => undefined)]);
+  assert(times > 1);
+  assert(lock?.isAcquired());
+  await lock.release();
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
