@@ -986,6 +986,26 @@ test("a turn that is heard of too late is given back", async () => {
   await lock.release();
 });
 
+test("a turn is passed on no more once half of its lease is gone", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { tryAcquire } = on;
+  on.tryAcquire = async (claim) => {
+    const answer = await tryAcquire.call(on, claim);
+    // It has a turn of ten milliseconds ahead, and less than half of the lease.
+    await new Promise<void>((go) => void clock.setTimer(go, 600));
+    return answer;
+  };
+  const options = { ttl: 1, waitMs: 60_000 };
+  const first = acquireLock(on, "k", options);
+  const second = acquireLock(on, "k", options);
+  await clock.advance(600);
+  await (await first).release();
+  const { remainingMs } = await second;
+  assert(remainingMs > 900, `${remainingMs} ms`);
+  await (await second).release();
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
