@@ -1006,6 +1006,27 @@ test("a turn is passed on no more once half of its lease is gone", async () => {
   await (await second).release();
 });
 
+test("a turn serves as many as the strictest of those whom it serves allows", async () => {
+  for (const isAttempt of [true, false]) {
+    const clock = new FakeClock();
+    const on = memory({ clock });
+    const wait = (localTurns: number) =>
+      acquireLock(on, "k", { waitMs: 10_000, localTurns });
+    const holder = isAttempt ? undefined : await acquireLock(on, "k");
+    const all = [wait(2), wait(16), wait(16)];
+    await settle();
+    const stranger = { key: "k", owner: "another", ttlMs: 60_000, tokens: 0 };
+    await on.line!.stand([stranger]);
+    await holder?.release();
+    await (await all[0]).release();
+    await (await all[1]).release();
+    await settle();
+    assertEquals((await on.inquire!(stranger)).verdict, "done");
+    await on.release(stranger);
+    await (await all[2]).release();
+  }
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
