@@ -1027,6 +1027,34 @@ test("a turn serves as many as the strictest of those whom it serves allows", as
   }
 });
 
+test("a lease that may be cut short is passed on to nobody", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { extend } = on;
+  const options = { ttl: 10, waitMs: 60_000 };
+  const first = await acquireLock(on, "k", options);
+  const second = acquireLock(on, "k", options);
+  await settle();
+  let arrive = () => {};
+  on.extend = (...args) => {
+    on.extend = extend;
+    // Given up by the client, and still on its way.
+    arrive = () => void extend.apply(on, args);
+    const error = new LockBackendError("k", "Command timed out");
+    return Promise.resolve([error]);
+  };
+  assertInstanceOf(await caught(first.extend(3)), LockBackendError);
+  await first.release();
+  const lock = await second;
+  // It has all of its lease by then.
+  await clock.advance(2_500);
+  arrive();
+  await clock.advance(4_000);
+  const { verdict } = await on.inquire!({ key: "k", owner: lock.owner });
+  assertEquals([verdict, lock.isAcquired()], ["done", true]);
+  await lock.release();
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
