@@ -1055,6 +1055,30 @@ test("a lease that may be cut short is passed on to nobody", async () => {
   await lock.release();
 });
 
+test("no lock is given of whose lease no more is left than clocks may differ", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line!;
+  const { stand } = line;
+  const first = await acquireLock(on, "k", { waitMs: 1_000 });
+  let times = 0;
+  line.stand = async (...args) => {
+    if (++times === 1) {
+      await new Promise<void>((go) => void clock.setTimer(go, 995));
+    }
+    return await stand.apply(line, args);
+  };
+  const options = { ttl: 1, waitMs: 60_000, label: "another" };
+  const second = acquireLock(on, "k", options);
+  let isHeld: boolean | undefined;
+  void second.then((lock) => isHeld = lock.isAcquired());
+  await settle();
+  await first.release();
+  await clock.advance(1_100);
+  assertEquals(isHeld, true);
+  await (await second).release();
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
