@@ -15,7 +15,7 @@ import {
   LockNotAcquiredError,
 } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
-import type { Called, Line } from "../../../src/core/backend.ts";
+import type { Called, Line, Wish } from "../../../src/core/backend.ts";
 import type { Clock } from "../../../src/core/clock.ts";
 import { FakeClock, settle } from "../../support/fake_clock.ts";
 import { test } from "../../support/test.ts";
@@ -1076,6 +1076,48 @@ test("no lock is given of whose lease no more is left than clocks may differ", a
   await first.release();
   await clock.advance(1_100);
   assertEquals(isHeld, true);
+  await (await second).release();
+});
+
+test("by another name one stands for the same, whoever has left", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line as Line & { inbox: string | undefined };
+  const { open, stand } = line;
+  let onGap = () => {};
+  line.open = async (ears) => {
+    onGap = ears.onGap;
+    await open.call(line, ears);
+    line.inbox = undefined;
+    return false;
+  };
+  const wishes: Wish[] = [];
+  line.stand = (all, ...rest) => {
+    wishes.push(...all);
+    return stand.call(line, all, ...rest);
+  };
+  const holder = await acquireLock(on, "k", { ttl: 60 });
+  const call = new AbortController();
+  const options = { waitMs: 60_000, fencing: true };
+  const { signal } = call;
+  const first = caught(
+    acquireLock(on, "k", { ...options, ttl: 60, localTurns: 16, signal }),
+  );
+  const second = acquireLock(on, "k", { ...options, ttl: 1, localTurns: 2 });
+  await clock.advance(500);
+  call.abort();
+  await first;
+  line.inbox = "0";
+  onGap();
+  await settle();
+  const renamed = wishes.find(({ former }) => former !== undefined)!;
+  const before = wishes.find(({ owner }) => owner === renamed.former)!;
+  assertEquals(
+    [renamed.ttlMs, renamed.tokens],
+    [before.ttlMs, before.tokens],
+  );
+  await holder.release();
+  await settle();
   await (await second).release();
 });
 
