@@ -1121,6 +1121,42 @@ test("by another name one stands for the same, whoever has left", async () => {
   await (await second).release();
 });
 
+for (const isResent of [true, false]) {
+  const how = isResent ? "and that is sent again" : "and that fails";
+  for (const isOneParty of [true, false]) {
+    const who = isOneParty ? "who is left of us" : "others of us";
+    test(`a release whose answer is lost has all of us ask: ${who}, ${how}`, async () => {
+      const clock = new FakeClock();
+      const on = memory({ clock });
+      const line = on.line!;
+      const { handOver } = line;
+      const options = { ttl: 60, waitMs: 60_000 };
+      const strict = { ...options, localTurns: 0 };
+      const holder = await acquireLock(on, "k", options);
+      const first = acquireLock(on, "k", options);
+      await settle();
+      await holder.release();
+      const lock = await first;
+      const next = acquireLock(on, "k", isOneParty ? options : strict);
+      // Too late to pass the turn on, and too soon to stand in line alone.
+      await clock.advance(12);
+      line.handOver = async (...args) => {
+        line.handOver = handOver;
+        await handOver.apply(line, args);
+        if (isResent) return { verdict: "absent" };
+        throw new Error("the connection was cut");
+      };
+      const releasing = caught(lock.release());
+      await settle();
+      if (isResent) assertEquals(await releasing, false);
+      (await Promise.race([next, settle().then(() => undefined)]))!
+        .assertHeld();
+      await (await next).release();
+      await caught(releasing);
+    });
+  }
+}
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
