@@ -15,7 +15,7 @@ import {
   LockNotAcquiredError,
 } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
-import type { Called, Line, Wish } from "../../../src/core/backend.ts";
+import type { Called, Line, Turn, Wish } from "../../../src/core/backend.ts";
 import type { Clock } from "../../../src/core/clock.ts";
 import { FakeClock, settle } from "../../support/fake_clock.ts";
 import { test } from "../../support/test.ts";
@@ -1156,6 +1156,41 @@ for (const isResent of [true, false]) {
     });
   }
 }
+
+test("a call that comes late is no younger where the server's clock runs faster", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line!;
+  const { open, stand } = line;
+  let call = (_owner: string, _turn: Turn) => {};
+  line.open = (ears) => {
+    call = ears.onTurn;
+    return open.call(line, ears);
+  };
+  const holder = await acquireLock(on, "k", { ttl: 600 });
+  const waiting = acquireLock(on, "k", { ttl: 10, waitMs: 600_000 });
+  await settle();
+  let owner = "";
+  let asked: number;
+  line.stand = async (wishes, ...rest) => {
+    line.stand = () => new Promise(() => {});
+    [{ owner }] = wishes;
+    asked = clock.now();
+    return await stand.call(line, wishes, ...rest);
+  };
+  await clock.advance(1_500);
+  const at = asked!;
+  // What are 40 s there is less by five per mille here.
+  await clock.advance(at + 39_800 - clock.now());
+  const endsAt = clock.now() + 2_000;
+  await clock.advance(500);
+  call(owner, { granted: true, leftMs: 2_000, at: at + 40_000 });
+  const lock = await waiting;
+  assert(lock.remainingMs > 0);
+  const mostMs = endsAt - clock.now();
+  assert(lock.remainingMs <= mostMs, `${lock.remainingMs} of ${mostMs}`);
+  void holder;
+});
 
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
