@@ -1192,6 +1192,27 @@ test("a call that comes late is no younger where the server's clock runs faster"
   void holder;
 });
 
+test("an answer that has come by the end of a stall is no silence", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { tryAcquire } = on;
+  let arrive = () => {};
+  on.tryAcquire = async (claim) => {
+    const answer = await tryAcquire.call(on, claim);
+    await new Promise<void>((go) => arrive = go);
+    return answer;
+  };
+  const taking = caught(acquireLock(on, "k", { ttl: 60, waitMs: 100 }));
+  await settle();
+  clock.stall(5_000);
+  // All that is due comes before what is to be read.
+  await clock.advance(1);
+  arrive();
+  const lock = await taking;
+  assertInstanceOf(lock, DistributedLock);
+  await lock.release();
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
