@@ -1213,6 +1213,20 @@ test("an answer that has come by the end of a stall is no silence", async () => 
   await lock.release();
 });
 
+test("who waits learns of an end that is made sooner", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { owner } = await acquireLock(on, "k", { ttl: 60 });
+  const waiting = acquireLock(on, "k", { waitMs: 60_000 });
+  await clock.advance(1_300);
+  const left = await on.prolong!({ key: "k", owner }, -58_500);
+  assertEquals(left.leftMs, 200);
+  await clock.advance(250);
+  const lock = await Promise.race([waiting, settle().then(() => undefined)]);
+  assert(lock?.isAcquired());
+  await lock.release();
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
