@@ -1227,6 +1227,33 @@ test("who waits learns of an end that is made sooner", async () => {
   await lock.release();
 });
 
+test("who is called, and whose first question was long under way, loses no turn", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line!;
+  const { stand } = line;
+  const holder = await acquireLock(on, "k", { ttl: 60 });
+  // There at once, and answered by a server that stands still since.
+  line.stand = (...args) => {
+    if (args[1] !== true) {
+      void stand.apply(line, args);
+      line.stand = () => new Promise(() => {});
+    }
+    return new Promise(() => {});
+  };
+  const waiting = acquireLock(on, "k", { ttl: 2, waitMs: 60_000 });
+  await settle();
+  const behind = { key: "k", owner: "another", ttlMs: 10_000, tokens: 0 };
+  await stand.call(line, [behind]);
+  await clock.advance(4_000);
+  line.stand = stand;
+  await holder.release();
+  await settle();
+  const lock = await Promise.race([waiting, settle().then(() => undefined)]);
+  assert(lock?.isAcquired());
+  await lock.release();
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
