@@ -1254,6 +1254,29 @@ test("who is called, and whose first question was long under way, loses no turn"
   await lock.release();
 });
 
+test("finding out whether there is a line counts into patience", async () => {
+  const clock = new FakeClock();
+  const world = memory({ clock });
+  const findLine = async () => {
+    await new Promise<void>((go) => void clock.setTimer(go, 80));
+    return world.line;
+  };
+  const on = new Proxy(world, {
+    get(target, name) {
+      if (name === "line") return undefined;
+      if (name === "findLine") return findLine;
+      const value = Reflect.get(target, name);
+      return typeof value === "function" ? value.bind(target) : value;
+    },
+  });
+  const holder = await acquireLock(on, "k", { ttl: 60 });
+  let outcome: unknown;
+  void caught(acquireLock(on, "k", { waitMs: 100 })).then((it) => outcome = it);
+  await clock.advance(120);
+  assertInstanceOf(outcome, LockNotAcquiredError);
+  await holder.release();
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
