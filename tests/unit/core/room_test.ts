@@ -1277,6 +1277,22 @@ test("finding out whether there is a line counts into patience", async () => {
   await holder.release();
 });
 
+test("who comes after one who had it at the first try has a token of its own", async () => {
+  const clock = new FakeClock();
+  for (const [one, other] of [[true, true], [true, false], [false, true]]) {
+    const on = memory({ clock });
+    const options = { ttl: 10, waitMs: 10_000 };
+    const first = await acquireLock(on, "k", { ...options, fencing: one });
+    const next = acquireLock(on, "k", { ...options, fencing: other });
+    await settle();
+    await first.release();
+    const second = await next;
+    assertEquals(second.fencingToken !== undefined, other);
+    if (one && other) assert(second.fencingToken! > first.fencingToken!);
+    await second.release();
+  }
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
