@@ -1293,6 +1293,25 @@ test("who comes after one who had it at the first try has a token of its own", a
   }
 });
 
+test("whoever has it before, one is shown by one's own label", async () => {
+  for (const isAttempt of [true, false]) {
+    const clock = new FakeClock();
+    const on = memory({ clock });
+    const options = { ttl: 10, waitMs: 10_000 };
+    const holder = isAttempt ? undefined : await acquireLock(on, "k");
+    const all = ["one", "other", undefined].map((label) =>
+      acquireLock(on, "k", { ...options, label })
+    );
+    await settle();
+    await holder?.release();
+    for (const [i, label] of ["one", "other", undefined].entries()) {
+      const lock = await all[i];
+      assertEquals((await inspectLock(on, "k")).label, label);
+      await lock.release();
+    }
+  }
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
