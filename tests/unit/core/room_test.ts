@@ -1312,6 +1312,21 @@ test("whoever has it before, one is shown by one's own label", async () => {
   }
 });
 
+test("tokens do not run ahead of the clock, however many a turn may serve", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const holder = await acquireLock(on, "k", { label: "another" });
+  const options = { waitMs: 10_000, fencing: true };
+  const waiting = acquireLock(on, "k", { ...options, localTurns: 1e6 });
+  await settle();
+  await holder.release();
+  const { fencingToken } = await waiting;
+  const last = (await inspectLock(on, "k")).fencingToken!;
+  assert(last > fencingToken!);
+  assert(last < fencingToken! + 1_000, `${last - fencingToken!} were drawn`);
+  await (await waiting).release();
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
