@@ -602,3 +602,25 @@ test("a doubt about a key that has no expiry ends with the lock held", async () 
   assert(lock.remainingMs > 60_000);
   assertEquals(await lock.release(), true);
 });
+
+test("who comes stands behind all others also where the clock was set back", async () => {
+  await using it = await kinds[0].open(server.url);
+  const { line } = redis(it.client as IoredisClient);
+  const key = "set back";
+  const beside = `{${key}}:line`;
+  const wish = { key, ttlMs: 30_000, tokens: 0 };
+  await server.command("SET", key, "somebody", "PX", 60_000);
+  // As of a server whose clock was far ahead.
+  const ahead = 2 ** 52;
+  const before = `30000 0 ${drawOwner()}`;
+  await server.command("ZADD", beside, String(ahead), before);
+  const tickets: (number | undefined)[] = [];
+  for (let place = 2; place < 5; place++) {
+    const [answer] = await line!.stand([{ ...wish, owner: drawOwner() }]);
+    assert(!(answer instanceof Error) && !answer.granted);
+    assertEquals(answer.place, place);
+    tickets.push(answer.ticket);
+  }
+  assertEquals(tickets, [ahead + 1, ahead + 2, ahead + 3]);
+  await server.command("DEL", key, beside);
+});
