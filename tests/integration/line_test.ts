@@ -624,3 +624,20 @@ test("who comes stands behind all others also where the clock was set back", asy
   assertEquals(tickets, [ahead + 1, ahead + 2, ahead + 3]);
   await server.command("DEL", key, beside);
 });
+
+test("a line that nobody asks for any more is forgotten by itself", async () => {
+  await using it = await kinds[0].open(server.url);
+  const { line } = redis(it.client as IoredisClient);
+  const key = "forgotten";
+  const beside = `{${key}}:line`;
+  const wish = { key, owner: drawOwner(), ttlMs: 30_000, tokens: 0 };
+  const leftMs = async () => Number(await server.command("PTTL", beside));
+  await server.command("SET", key, "somebody", "PX", 60_000);
+  await line!.stand([wish]);
+  assert(await leftMs() > 0, "it is there for ever");
+  await server.command("PEXPIRE", beside, 500);
+  // And each question has it kept on.
+  await line!.stand([wish]);
+  assert(await leftMs() > 5_000);
+  await server.command("DEL", key, beside);
+});
