@@ -14,10 +14,13 @@ import {
 
 import {
   acquireLock,
+  type IoredisClient,
   LockBackendError,
   type LockTarget,
+  redis,
   withLock,
 } from "@dreamer/utils/lock";
+import { drawOwner } from "../../src/core/keys.ts";
 import {
   type ClientKind,
   clients,
@@ -226,4 +229,39 @@ async function gone(where: RedisServer, key: string): Promise<void> {
 
 function pause(): Promise<void> {
   return new Promise((done) => setTimeout(done, 5));
+}
+
+for (const { name, open } of clients.filter(({ resends }) => resends)) {
+  test(`${name}: an attempt that finds its own lock has the whole of its lease`, async () => {
+    await using it = await open(server.url);
+    const on = redis(it.client as IoredisClient);
+    const claim = { key: `whole:${name}`, owner: drawOwner(), ttlMs: 20_000 };
+    const { key } = claim;
+    const attempts = {
+      plain: () => on.tryAcquire(claim),
+      fenced: () => on.tryAcquireFenced!(claim),
+      together: () => on.tryAcquireAll!([claim], false),
+      "together, fenced": () => on.tryAcquireAll!([claim], true),
+    };
+    for (const [how, attempt] of Object.entries(attempts)) {
+      // By what may be a double one takes one key after the other.
+      if (how.startsWith("together") && !on.tryAcquireAll) continue;
+      const first = await attempt();
+      await server.command("PEXPIRE", key, 5_000);
+      const again = await attempt();
+      assertEquals(again, first, `${how}: another token`);
+      const leftMs = Number(await server.command("PTTL", key));
+      assert(leftMs > 15_000, `${how}: ${leftMs} ms`);
+      assertEquals(await on.release(claim), "done");
+    }
+    await on.tryAcquire(claim);
+    await server.command("PEXPIRE", key, 60_000);
+    await on.tryAcquire(claim);
+    assert(
+      Number(await server.command("PTTL", key)) > 20_000,
+      "it is cut short",
+    );
+    assertEquals(await on.release(claim), "done");
+    await server.command("DEL", `{${key}}:fence`);
+  });
 }
