@@ -146,6 +146,49 @@ export function noticesContract(
     here.close();
   });
 
+  tells("who stands in line comes before those who are noted", async (
+    { on },
+    key,
+  ) => {
+    const here = await listenAt(on);
+    const notices = on.notices!;
+    const hold = wish(key, "a");
+    await notices.tryAcquire(hold);
+    await notices.tryAcquire(wish(key, "b"), `${here.inbox} b`);
+    // It can't be called, and so is given the key in silence.
+    const first = wish(key, "c");
+    await on.line!.stand([first]);
+    assertEquals(await notices.release(hold), "done");
+    const { verdict } = await on.inquire(first);
+    assertEquals([verdict, here.heard], ["done", []]);
+    assertEquals(await notices.release(first), "done");
+    await here.hears("b");
+    notices.forget(key, `${here.inbox} b`);
+    here.close();
+  });
+
+  tells("who has the key without being told is noted no more", async (
+    { on, there },
+    key,
+  ) => {
+    const [here, other] = [await listenAt(on), await listenAt(there)];
+    const notices = on.notices!;
+    const [hold, b, c] = ["a", "b", "c"].map((it) => wish(key, it));
+    await notices.tryAcquire(hold);
+    await notices.tryAcquire(b, `${here.inbox} one`);
+    // As by another library.
+    assertEquals(await on.release(hold), "done");
+    const had = await notices.tryAcquire(b, `${here.inbox} one`);
+    assertEquals(had.granted, true);
+    await there.notices!.tryAcquire(c, `${other.inbox} two`);
+    assertEquals(await notices.release(b), "done");
+    await other.hears("two");
+    assertEquals(here.heard, []);
+    there.notices!.forget(key, `${other.inbox} two`);
+    here.close();
+    other.close();
+  });
+
   tells("only the owner's release tells anybody", async ({ on }, key) => {
     const here = await listenAt(on);
     const notices = on.notices!;
