@@ -10,6 +10,7 @@ import {
   acquireLock,
   type Backend,
   DistributedLock,
+  forceRelease,
   inspectLock,
   LockBackendError,
   LockNotAcquiredError,
@@ -1325,6 +1326,21 @@ test("tokens do not run ahead of the clock, however many a turn may serve", asyn
   assert(last > fencingToken!);
   assert(last < fencingToken! + 1_000, `${last - fencingToken!} were drawn`);
   await (await waiting).release();
+});
+
+test("who has a key by a turn is told at once that it is ended by force", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const holder = await acquireLock(on, "k");
+  const waiting = acquireLock(on, "k", { ttl: 60, waitMs: 60_000 });
+  await settle();
+  await holder.release();
+  const lock = await waiting;
+  const { signal } = lock;
+  assertEquals(await forceRelease(on, "k"), true);
+  // With no time gone by in which it could have asked.
+  assert(signal.aborted);
+  assertEquals(signal.reason.reason, "deleted");
 });
 
 /** Somebody waits who can't be called so far, and one of another process behind;
