@@ -66,3 +66,17 @@ test("memory() forgets locks that nobody asks for again", async () => {
   assertEquals(last, null);
   assertEquals((await acquireLock(here, "k0")).isAcquired(), true);
 });
+
+test("memory() lowers no fence, and renews nothing to less", async () => {
+  const on = memory({ clock: new FakeClock(0) });
+  const claim = { key: "k", owner: "o", ttlMs: 1_000 };
+  await on.tryAcquire({ ...claim, ttlMs: 60_000 });
+  for (const token of [70, 7]) {
+    assertEquals(await on.raiseFence!(claim, token), "done");
+  }
+  assertEquals((await on.inspect!("k")).fencingToken, 70);
+  assertEquals(await on.extend([claim], true), ["done"]);
+  assertEquals((await on.inspect!("k")).leftMs, 60_000);
+  assertEquals(await on.extend([claim]), ["done"]);
+  assertEquals((await on.inspect!("k")).leftMs, 1_000);
+});
