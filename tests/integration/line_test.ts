@@ -9,6 +9,7 @@ import {
   assertInstanceOf,
   assertRejects,
 } from "@std/assert";
+import type { Redis } from "ioredis";
 
 import {
   acquireLock,
@@ -641,3 +642,32 @@ test("a line that nobody asks for any more is forgotten by itself", async () => 
   assert(await leftMs() > 5_000);
   await server.command("DEL", key, beside);
 });
+
+for (const by of ["stands in line", "wants several"]) {
+  test(`whoever finds a key free, and ${by}, has the next look after a brief lease`, async () => {
+    await using it = await kinds[0].open(server.url);
+    await using ear = await kinds[0].open(server.url);
+    const on = redis(it.client as IoredisClient);
+    const key = `brief, by one who ${by}`;
+    const inbox = drawOwner().slice(0, 16);
+    const heard: string[] = [];
+    const listener = ear.client as unknown as Redis;
+    listener.on("message", (_channel, word) => heard.push(word));
+    await listener.subscribe(`lock:inbox:${inbox}`);
+    const wish = (ttlMs: number) => ({
+      ...{ key, owner: drawOwner(undefined, inbox), ttlMs, tokens: 0 },
+    });
+    const [brief, next, last] = [400, 30_000, 30_000].map(wish);
+    await server.command("SET", key, "somebody", "PX", 60_000);
+    await on.line!.stand([brief, next]);
+    await server.command("DEL", key);
+    if (by === "wants several") {
+      const answer = await on.tryAcquireAll!([last], false);
+      assert("granted" in answer && !answer.granted);
+    } else await on.line!.stand([last]);
+    await until("both are told", () => heard.length >= 2);
+    assert(heard[0].startsWith("turn ") && heard[0].endsWith(brief.owner));
+    assertEquals(heard.slice(1), [`look ${next.owner}`]);
+    await server.command("DEL", key, `{${key}}:line`);
+  });
+}
