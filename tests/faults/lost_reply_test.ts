@@ -265,3 +265,18 @@ for (const { name, open } of clients.filter(({ resends }) => resends)) {
     await server.command("DEL", `{${key}}:fence`);
   });
 }
+
+for (const { name, open } of clients.filter(({ resends }) => resends)) {
+  test(`${name}: another name can be given twice`, async () => {
+    await using it = await open(server.url);
+    const on = redis(it.client as IoredisClient);
+    const claim = { key: `name:${name}`, owner: drawOwner(), ttlMs: 20_000 };
+    const another = drawOwner();
+    await on.tryAcquire(claim);
+    for (let times = 0; times < 2; times++) {
+      assertEquals(await on.rename!(claim, another), "done");
+    }
+    assertEquals(await on.rename!(claim, drawOwner()), "taken");
+    assertEquals(await on.release({ ...claim, owner: another }), "done");
+  });
+}
