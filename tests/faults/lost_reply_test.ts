@@ -11,6 +11,7 @@ import {
   assertRejects,
   assertStrictEquals,
 } from "@std/assert";
+import { Redis } from "ioredis";
 
 import {
   acquireLock,
@@ -280,3 +281,23 @@ for (const { name, open } of clients.filter(({ resends }) => resends)) {
     assertEquals(await on.release({ ...claim, owner: another }), "done");
   });
 }
+
+test("another end that is sent twice undoes nothing in between", async () => {
+  const client = new Redis(server.url);
+  const sent: string[][] = [];
+  const on = redis(([command, ...words]) => {
+    sent.push([command, ...words]);
+    return client.call(command, ...words);
+  });
+  const claim = { key: "end", owner: drawOwner(), ttlMs: 20_000 };
+  const leftMs = async () => Number(await server.command("PTTL", claim.key));
+  await on.tryAcquire(claim);
+  const { leftMs: longer } = await on.prolong!(claim, 10_000);
+  assert(longer > 25_000, `${longer} ms`);
+  const [command, ...words] = sent.at(-1)!;
+  await on.extend([{ ...claim, ttlMs: 60_000 }]);
+  await client.call(command, ...words);
+  assert(await leftMs() > 50_000, `${await leftMs()} ms`);
+  assertEquals(await on.release(claim), "done");
+  client.disconnect();
+});
