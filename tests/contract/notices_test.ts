@@ -115,3 +115,18 @@ test("whoever holds it without knowing of notices is said to be a stranger", asy
     async () => await server.command("EXISTS", "{strange}:watch") === 0,
   );
 });
+
+test("who listens anew for notices is told so", async () => {
+  await using own = await startRedis();
+  await using opened = await clients[0].open(own.url);
+  const { notices } = connect(opened.client);
+  let gaps = 0;
+  const hearing = notices!.listen({ onNotice() {}, onGap: () => gaps++ });
+  await hearing.opened;
+  assertEquals(gaps, 0);
+  await own.command("CLIENT", "KILL", "TYPE", "pubsub");
+  await until("it is told", () => gaps > 0);
+  hearing.close();
+  await opened.close();
+  await timersEnd();
+});
