@@ -30,6 +30,7 @@ import {
 import { type Proxy, startProxy } from "../support/proxy.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
 import { after, before, test } from "../support/test.ts";
+import { until } from "../support/until.ts";
 import { worksAgain } from "../support/works_again.ts";
 
 let server: RedisServer;
@@ -301,3 +302,31 @@ test("another end that is sent twice undoes nothing in between", async () => {
   assertEquals(await on.release(claim), "done");
   client.disconnect();
 });
+
+for (const kind of resending) {
+  if (kind.resends === "unseen") continue;
+  test(
+    `${kind.name}: a release of one who had it by a turn, and is sent again, is no loss`,
+    async () => {
+      await using wire = await startProxy(server.port);
+      await using here = await kind.open(server.url);
+      await using it = await kind.open(wire.url);
+      const key = `turn:${kind.name}`;
+      const holder = await acquireLock(here.client, key, { ttl: 10 });
+      let dropped: Promise<void> | undefined;
+      const running = withLock(it.client, key, (lock) => {
+        dropped = wire.dropRepliesAfter(lock.owner);
+        return "done";
+      }, { waitMs: 10_000 });
+      await until(
+        "it is in line",
+        async () => await server.command("ZCARD", `{${key}}:line`) === 1,
+      );
+      await holder.release();
+      assertEquals(await running, "done");
+      await dropped;
+      assertEquals(await server.command("EXISTS", key), 0);
+    },
+    { allowTimers: "who waited listens on for a second" },
+  );
+}
