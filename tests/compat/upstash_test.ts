@@ -340,9 +340,13 @@ test("a Lock lives on a quorum, but for its uuid", async () => {
 
 test("slow servers of a quorum are waited for, too", async () => {
   const members = [memory(), memory(), memory()];
+  // By whichever way they are asked.
   for (const member of members) {
     const tryAcquire = member.tryAcquire.bind(member);
     member.tryAcquire = (claim) => sleep(40).then(() => tryAcquire(claim));
+    const notices = member.notices!;
+    const { tryAcquire: tryOrWatch } = notices;
+    notices.tryAcquire = (...args) => sleep(40).then(() => tryOrWatch(...args));
   }
   const redis = redlock(members);
   const retry = { attempts: 2, delay: 5 };
