@@ -8,7 +8,9 @@ import {
   type CommandFunction,
   fencedSet,
   LockBackendError,
+  redis,
 } from "@dreamer/utils/lock";
+import { drawOwner } from "../../src/core/keys.ts";
 import { startProxy } from "../support/proxy.ts";
 import { startRedis } from "../support/redis_server.ts";
 import { test } from "../support/test.ts";
@@ -149,3 +151,21 @@ local owner = string.match(head, "^%d+ %d+ (.*)$")
 redis.call("SET", KEYS[1], owner, "PX", 5000)
 redis.call("DEL", KEYS[3])
 return owner`;
+
+test("all tokens of a turn are used up, also by a server whose clock is behind", async () => {
+  await using server = await startRedis();
+  const client = new Redis(server.url);
+  const on = redis(client);
+  const wish = { key: "k", owner: drawOwner(), ttlMs: 10_000, tokens: 3 };
+  const ahead = 2 ** 52;
+  await server.command("SET", "{k}:fence", ahead);
+  // Asked again, as where the answer was lost, it has the same.
+  for (let times = 0; times < 2; times++) {
+    const [turn] = await on.line!.stand([wish]);
+    assert("granted" in turn && turn.granted);
+    assertEquals(turn.fencingToken, ahead + 1);
+  }
+  assertEquals(await on.release(wish), "done");
+  assertEquals((await draw(client)).token, ahead + 4);
+  client.disconnect();
+});
