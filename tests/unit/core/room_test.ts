@@ -1343,6 +1343,24 @@ test("who has a key by a turn is told at once that it is ended by force", async 
   assertEquals(signal.reason.reason, "deleted");
 });
 
+test("what no patience will change is told at once, and no place is left", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line!;
+  const { stand } = line;
+  const holder = await acquireLock(on, "k", { ttl: 60 });
+  const waiting = caught(acquireLock(on, "k", { waitMs: Infinity }));
+  await settle();
+  assertEquals((await inspectLock(on, "k")).waiting, 1);
+  const denied = new LockBackendError("k", "Cannot ask", undefined, "NOPERM");
+  line.stand = () => Promise.resolve([denied]);
+  await clock.advance(1_500);
+  assertEquals(await Promise.race([waiting, settle()]), denied);
+  line.stand = stand;
+  assertEquals((await inspectLock(on, "k")).waiting, 0);
+  await holder.release();
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
