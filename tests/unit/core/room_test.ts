@@ -1361,6 +1361,32 @@ test("what no patience will change is told at once, and no place is left", async
   await holder.release();
 });
 
+test("who has a key by a turn listens on for as long as that", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line as Line & {
+    inbox: string | undefined;
+    isOpen?: boolean;
+    close?(): void;
+  };
+  let closed = 0;
+  line.isOpen = true;
+  line.close = () => {
+    closed++;
+    line.inbox = undefined;
+  };
+  const holder = await acquireLock(on, "k");
+  const waiting = acquireLock(on, "k", { ttl: 60, waitMs: 60_000 });
+  await settle();
+  await holder.release();
+  const lock = await waiting;
+  await clock.advance(30_000);
+  assertEquals(closed, 0);
+  await lock.release();
+  await clock.advance(3_000);
+  assertEquals(closed, 1);
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
