@@ -1387,6 +1387,33 @@ test("who has a key by a turn listens on for as long as that", async () => {
   assertEquals(closed, 1);
 });
 
+test("who could not listen tries that anew when somebody waits later", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const line = on.line as Line & { inbox: string | undefined };
+  const { open } = line;
+  let opened = 0;
+  line.open = async (ears) => {
+    opened++;
+    await open.call(line, ears);
+    line.inbox = undefined;
+    return false;
+  };
+  const wait = async () => {
+    const holder = await acquireLock(on, "k");
+    const waiting = acquireLock(on, "k", { waitMs: 60_000 });
+    await clock.advance(100);
+    await holder.release();
+    await clock.advance(300);
+    await (await waiting).release();
+  };
+  await wait();
+  assertEquals(opened, 1);
+  await clock.advance(10_000);
+  await wait();
+  assertEquals(opened, 2);
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
