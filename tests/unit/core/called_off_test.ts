@@ -8,6 +8,7 @@ import {
   withLock,
 } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
+import { redlock } from "@dreamer/utils/lock/redlock";
 import { FakeClock, settle } from "../../support/fake_clock.ts";
 import { test, timersEnd } from "../../support/test.ts";
 
@@ -173,6 +174,12 @@ test("a signal shared by many has one listener, and none when all is over", asyn
   await Promise.all(waitAll(1_000));
   assertEquals([most, listeners], [1, 0]);
   await acquireLock(on, "k", { signal });
+  assertEquals([most, listeners], [1, 0]);
+  // Several keys at once, or where it is tried again and again.
+  await (await acquireLock(on, ["l", "m"], { waitMs: 1_000, signal }))
+    .release();
+  const quorum = redlock([1, 2, 3].map(() => memory({ clock })));
+  await (await acquireLock(quorum, "k", { waitMs: 1_000, signal })).release();
   assertEquals([most, listeners], [1, 0]);
   const outcomes = Promise.allSettled(waitAll(60_000));
   await settle();
