@@ -761,12 +761,12 @@ if holder and holder ~= owner and not isKept then
   return "0 " .. left .. at .. ticket .. " " .. place .. " " .. foreign
 end
 if watcher ~= "" then redis.call("ZREM", watch, watcher) end
+redis.call("SET", lock, owner, "PX", ttlMs)
 local token = "-"
 if tokens ~= "0" then
   local last = redis.call("GET", fence)
   if holder == owner and last then return "1 " .. ttlMs .. at .. last end
   ${DRAW}end
-if holder ~= owner then redis.call("SET", lock, owner, "PX", ttlMs) end
 return "1 " .. ttlMs .. at .. token`,
   decode(reply): Turn | Place {
     return toTurnOrPlace(String(reply).split(" "));

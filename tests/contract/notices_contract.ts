@@ -205,6 +205,22 @@ export function noticesContract(
     here.close();
   });
 
+  tells("a claim that finds its own owner has the whole of its lease", async (
+    { on },
+    key,
+  ) => {
+    for (const tokens of [0, 1]) {
+      // As of an attempt before this one, of which that lease is left.
+      const before = { ...wish(key, "a", 2_000), tokens };
+      assertEquals((await on.notices!.tryAcquire(before)).granted, true);
+      const again = { ...before, ttlMs: 10_000 };
+      assertEquals((await on.notices!.tryAcquire(again)).granted, true);
+      const { leftMs } = await on.inquire(again);
+      assert(leftMs > 5_000, `${leftMs} ms, with ${tokens} tokens`);
+      assertEquals(await on.notices!.release(again), "done");
+    }
+  });
+
   tells("a claim is safe to send again, and its token the same", async (
     { on },
     key,
