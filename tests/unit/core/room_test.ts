@@ -1414,6 +1414,22 @@ test("who could not listen tries that anew when somebody waits later", async () 
   assertEquals(opened, 2);
 });
 
+test("several keys are not taken before who stands in line for one", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  await acquireLock(on, "k", { ttl: 10 });
+  const waiting = acquireLock(on, "k", { ttl: 10, waitMs: 60_000 });
+  await settle();
+  // It has run out, and nobody has looked so far.
+  clock.stall(10_001);
+  const both = ["k", "l"];
+  assertEquals(await acquireLock(on, both, { throwOnFail: false }), null);
+  await clock.advance(10);
+  const lock = await waiting;
+  lock.assertHeld();
+  await lock.release();
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
