@@ -671,3 +671,34 @@ for (const by of ["stands in line", "wants several"]) {
     await server.command("DEL", key, `{${key}}:line`);
   });
 }
+
+test("who is called by one who leaves is reminded", async () => {
+  await using it = await kinds[0].open(server.url);
+  await using ear = await kinds[0].open(server.url);
+  const { line } = redis(it.client as IoredisClient);
+  const inbox = drawOwner().slice(0, 16);
+  const heard: string[] = [];
+  const listener = ear.client as unknown as Redis;
+  listener.on("message", (_channel, word) => heard.push(word));
+  await listener.subscribe(`lock:inbox:${inbox}`);
+  const reminders: string[] = [];
+  for (const key of ["handed on", "and another"]) {
+    const [leaving, next] = [drawOwner(), drawOwner(undefined, inbox)].map(
+      (owner) => ({ key, owner, ttlMs: 30_000, tokens: 0 }),
+    );
+    const [turn] = await line!.stand([leaving]);
+    assert("granted" in turn && turn.granted);
+    await line!.stand([next]);
+    line!.leave(leaving);
+    // The call is heard, and nobody comes.
+    await until("it is called", () => heard.length >= 1);
+    const [call] = heard.splice(0);
+    assert(call.startsWith("turn ") && call.endsWith(next.owner));
+    reminders.push(`look ${next.owner}`);
+    // Not so long that the first is reminded, and the other is not due with it.
+    await new Promise((go) => setTimeout(go, 50));
+  }
+  await until("both are reminded", () => heard.length >= 2);
+  assertEquals(heard, reminders);
+  await server.command("DEL", "handed on", "and another");
+});
