@@ -702,3 +702,26 @@ test("who is called by one who leaves is reminded", async () => {
   assertEquals(heard, reminders);
   await server.command("DEL", "handed on", "and another");
 });
+
+test("a place is left also where the lease that it was to bring would be over", async () => {
+  await using it = await kinds[0].open(server.url);
+  const client = it.client as unknown as Redis;
+  let fails = 0;
+  const { line } = redis(async ([command, ...words]) => {
+    if (fails-- > 0) throw new Error("Connection is closed.");
+    return await client.call(command, ...words);
+  });
+  const key = "left late";
+  await server.command("SET", key, "somebody", "PX", 60_000);
+  const [brief, other] = [1, 30_000].map((ttlMs) => ({
+    ...{ key, owner: drawOwner(), ttlMs, tokens: 0 },
+  }));
+  // As long as others stand there the line is not forgotten.
+  await line!.stand([brief, other]);
+  fails = 3;
+  line!.leave(brief);
+  const size = () => server.command("ZCARD", `{${key}}:line`);
+  await until("it has left", async () => await size() === 1);
+  assert(fails <= 0, "nothing has failed");
+  await server.command("DEL", key, `{${key}}:line`);
+});
