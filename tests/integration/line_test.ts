@@ -26,6 +26,7 @@ import {
 } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
 import { HAND_OVER } from "../../src/backends/scripts.ts";
+import type { Wish } from "../../src/core/backend.ts";
 import { drawOwner } from "../../src/core/keys.ts";
 import { type ClientKind, clients } from "../support/clients.ts";
 import { FakeClock } from "../support/fake_clock.ts";
@@ -724,4 +725,36 @@ test("a place is left also where the lease that it was to bring would be over", 
   await until("it has left", async () => await size() === 1);
   assert(fails <= 0, "nothing has failed");
   await server.command("DEL", key, `{${key}}:line`);
+});
+
+test("who was passed over, and comes back, stands where it stood", async () => {
+  await using it = await kinds[0].open(server.url);
+  const { line } = redis(it.client as IoredisClient);
+  const key = "passed over";
+  const beside = `{${key}}:line`;
+  const [first, second] = [1, 2].map(() => ({
+    ...{ key, owner: drawOwner(), ttlMs: 30_000, tokens: 0 },
+  }));
+  const stand = async (wish: Wish) => {
+    const [answer] = await line!.stand([wish]);
+    assert("granted" in answer);
+    return answer;
+  };
+  await server.command("SET", key, "somebody", "PX", 60_000);
+  const before = await stand(first);
+  await stand(second);
+  assert(!before.granted);
+  const { ticket } = before;
+  const passOver = () =>
+    server.command("ZREM", beside, `30000 0 ${first.owner}`);
+  await passOver();
+  const back = await stand({ ...first, ticket });
+  assert(!back.granted);
+  assertEquals([back.ticket, back.place, back.isAnew], [ticket, 1, true]);
+  const again = await stand({ ...first, ticket });
+  assertEquals(!again.granted && again.isAnew, false);
+  await passOver();
+  await server.command("DEL", key);
+  assertEquals((await stand({ ...first, ticket })).granted, true);
+  await server.command("DEL", key, beside);
 });
