@@ -758,3 +758,32 @@ test("who was passed over, and comes back, stands where it stood", async () => {
   assertEquals((await stand({ ...first, ticket })).granted, true);
   await server.command("DEL", key, beside);
 });
+
+for (const { name, open } of [IN_MEMORY, ...kinds]) {
+  test(`${name}: a release puts who is next behind all others`, async () => {
+    await using it = await open(server.url);
+    const backend = name === "memory"
+      ? it.client as Backend
+      : redis(it.client as IoredisClient);
+    const line = backend.line!;
+    const key = `next by ${name}`;
+    const [hold, other, next] = [1, 2, 3].map(() => ({
+      ...{ key, owner: drawOwner(), ttlMs: 30_000, tokens: 0 },
+    }));
+    assert((await backend.tryAcquire(hold)).granted);
+    const [before] = await line.stand([other]);
+    assert("granted" in before && !before.granted);
+    const answer = await line.handOver(hold, next);
+    assertEquals(answer.verdict, "done");
+    const behind = answer.next;
+    assert(behind !== undefined && !behind.granted);
+    assertEquals(behind.place, 1);
+    assert(behind.ticket! > before.ticket!);
+    assertEquals((await backend.inquire(other)).verdict, "done");
+    // With nobody else there, it has the key by its own release.
+    assertEquals((await line.handOver(other, undefined)).verdict, "done");
+    const last = await line.handOver(next, hold);
+    assert(last.next?.granted);
+    assertEquals(await backend.release(hold), "done");
+  });
+}
