@@ -787,3 +787,23 @@ for (const { name, open } of [IN_MEMORY, ...kinds]) {
     assertEquals(await backend.release(hold), "done");
   });
 }
+
+test("what is had in passing, and whose answer is lost, is nobody's", async () => {
+  await using it = await kinds[0].open(server.url);
+  const client = it.client as unknown as Redis;
+  let isLost = false;
+  const on = redis(async ([command, ...words]) => {
+    const answer = await client.call(command, ...words);
+    if (isLost) return answer;
+    isLost = true;
+    throw new Error("Connection is closed.");
+  });
+  const key = "in passing";
+  const wish = { key, owner: drawOwner(), ttlMs: 30_000, tokens: 0 };
+  const [answer] = await on.line!.stand([wish], true);
+  assertInstanceOf(answer, LockBackendError);
+  await until(
+    "it is free",
+    async () => await server.command("EXISTS", key) === 0,
+  );
+});
