@@ -1430,6 +1430,29 @@ test("several keys are not taken before who stands in line for one", async () =>
   await lock.release();
 });
 
+test("a turn serves no more than it has tokens for", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const holder = await acquireLock(on, "k", { label: "another" });
+  const options = { waitMs: 10_000, fencing: true, localTurns: 1_000 };
+  const all = Array.from(
+    { length: 120 },
+    () => acquireLock(on, "k", options),
+  );
+  await settle();
+  await holder.release();
+  let before = 0;
+  for (const waiting of all) {
+    const lock = await waiting;
+    const token = lock.fencingToken!;
+    const { fencingToken } = await inspectLock(on, "k");
+    assert(token > before, `${token} after ${before}`);
+    assert(token <= fencingToken!, `${token}, of which nobody knows`);
+    before = token;
+    await lock.release();
+  }
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
