@@ -25,7 +25,13 @@ import {
   withLock,
 } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
-import { HAND_OVER } from "../../src/backends/scripts.ts";
+import {
+  HAND_OVER,
+  RELEASE_ALL,
+  RELEASE_PLAIN,
+  run,
+} from "../../src/backends/scripts.ts";
+import { command } from "../../src/clients/command.ts";
 import type { Wish } from "../../src/core/backend.ts";
 import { drawOwner } from "../../src/core/keys.ts";
 import { type ClientKind, clients } from "../support/clients.ts";
@@ -806,4 +812,39 @@ test("what is had in passing, and whose answer is lost, is nobody's", async () =
     "it is free",
     async () => await server.command("EXISTS", key) === 0,
   );
+});
+
+test("of several releases each has its own answer, and a line is passed over by none", async () => {
+  await using it = await kinds[0].open(server.url);
+  const client = it.client as unknown as Redis;
+  const port = command(([name, ...words]) => client.call(name, ...words));
+  const names = ["ours", "wanted", "theirs", "nobody's", "no lock"];
+  const keys = names.map((name) => `{several}:${name}`);
+  const lines = keys.map((key) => `${key}:line`);
+  for (const key of keys.slice(0, 2)) await client.set(key, "me");
+  await client.set(keys[2], "another");
+  await client.lpush(keys[4], "a list");
+  await client.zadd(lines[1], 1, "30000 0 somebody");
+  const owners = names.map(() => "me");
+  const verdicts = await run(port, RELEASE_ALL, [...keys, ...lines], owners);
+  assertEquals(verdicts, ["done", "wanted", "taken", "absent", "no lock"]);
+  const left = [keys[1], keys[2], keys[4], lines[1]];
+  assertEquals(await client.exists(...keys, ...lines), left.length);
+  assertEquals(await client.exists(...left), left.length);
+  await client.del(...left);
+});
+
+test("a release by what may be a double looks for the line behind a prefix", async () => {
+  await using it = await kinds[0].open(server.url);
+  const client = it.client as unknown as Redis;
+  const port = command(([name, ...words]) => client.call(name, ...words));
+  const [key, line] = ["app:k", "app:{k}:line"];
+  await client.set(key, "me");
+  await client.zadd(line, 1, "30000 0 somebody");
+  // As a wrapper has it sent, which puts that before keys and nothing else.
+  const release = () =>
+    run(port, RELEASE_PLAIN, [key], ["me", "{k}:line", "k"]);
+  assertEquals(await release(), "wanted");
+  await client.del(line);
+  assertEquals(await release(), "done");
 });
