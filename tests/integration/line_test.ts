@@ -848,3 +848,17 @@ test("a release by what may be a double looks for the line behind a prefix", asy
   await client.del(line);
   assertEquals(await release(), "done");
 });
+
+test("what has no expiry is not given one by so much more, or less", async () => {
+  await using it = await kinds[0].open(server.url);
+  const on = redis(it.client as IoredisClient);
+  const claim = { key: "without end", owner: drawOwner(), ttlMs: 5_000 };
+  await on.tryAcquire(claim);
+  await server.command("PERSIST", claim.key);
+  for (const byMs of [1_000, -1_000]) {
+    const standing = await on.prolong!(claim, byMs);
+    assertEquals([standing.verdict, standing.leftMs], ["done", Infinity]);
+  }
+  assertEquals(await server.command("PTTL", claim.key), -1);
+  assertEquals(await on.release(claim), "done");
+});
