@@ -80,3 +80,14 @@ test("memory() lowers no fence, and renews nothing to less", async () => {
   assertEquals(await on.extend([claim]), ["done"]);
   assertEquals((await on.inspect!("k")).leftMs, 1_000);
 });
+
+test("memory() shortens nothing by an attempt that finds its own lock", async () => {
+  const on = memory({ clock: new FakeClock() });
+  const claim = { key: "k", owner: "o", ttlMs: 60_000 };
+  for (const [ttlMs, leftMs] of [[60_000, 60_000], [1_000, 60_000]]) {
+    assertEquals((await on.tryAcquire({ ...claim, ttlMs })).granted, true);
+    assertEquals((await on.inspect!("k")).leftMs, leftMs);
+  }
+  await on.tryAcquire({ ...claim, ttlMs: 90_000 });
+  assertEquals((await on.inspect!("k")).leftMs, 90_000);
+});
