@@ -1453,6 +1453,45 @@ test("a turn serves no more than it has tokens for", async () => {
   }
 });
 
+test("who can be called no more asks at once, and that is told once", async () => {
+  const clock = new FakeClock();
+  const failed: string[] = [];
+  const on = memory({
+    clock,
+    onEvent: ({ type, key }) => {
+      if (type === "push-failed") failed.push(key);
+    },
+  });
+  const line = on.line as Line & { inbox: string | undefined };
+  const { open, stand } = line;
+  let onDeaf = (_: unknown) => {};
+  line.open = (ears) => {
+    onDeaf = ears.onDeaf;
+    return open.call(line, ears);
+  };
+  const keys = ["k", "l"];
+  const holders = await Promise.all(keys.map((key) => acquireLock(on, key)));
+  const all = keys.map((key) => acquireLock(on, key, { waitMs: 60_000 }));
+  await settle();
+  const names: string[] = [];
+  line.stand = (wishes, ...rest) => {
+    names.push(...wishes.map(({ owner }) => owner));
+    return stand.call(line, wishes, ...rest);
+  };
+  line.inbox = undefined;
+  for (let times = 0; times < 2; times++) {
+    onDeaf(new Error("The connection to listen by is lost"));
+    await settle();
+  }
+  // By their names of before, and then by such as nobody tries to call.
+  assert(names.length >= 4, `${names}`);
+  assert(names.slice(-2).every((name) => name.endsWith("@")), `${names}`);
+  assertEquals(failed, keys);
+  await Promise.all(holders.map((holder) => holder.release()));
+  await clock.advance(300);
+  for (const waiting of all) await (await waiting).release();
+});
+
 /** Somebody waits who can't be called so far, and one of another process behind;
  * whether that is known to last. */
 async function deaf(isForGood = false) {
