@@ -169,3 +169,19 @@ test("all tokens of a turn are used up, also by a server whose clock is behind",
   assertEquals((await draw(client)).token, ahead + 4);
   client.disconnect();
 });
+
+test("the fence of a turn is kept for a day, too", async () => {
+  await using server = await startRedis();
+  const client = new Redis(server.url);
+  const { line } = redis(client);
+  const wish = { key: "k", owner: drawOwner(), ttlMs: 10_000, tokens: 3 };
+  // As it is given, and as its tokens are drawn anew.
+  for (let times = 0; times < 2; times++) {
+    const [turn] = await line!.stand([wish]);
+    assert("granted" in turn && turn.granted);
+    const leftMs = Number(await server.command("PTTL", "{k}:fence"));
+    assert(leftMs > DAY_MS - 60_000 && leftMs <= DAY_MS, `${leftMs} ms`);
+    await server.command("DEL", "{k}:fence");
+  }
+  client.disconnect();
+});
