@@ -2,9 +2,14 @@
  * What is cleaned up after an attempt without an answer, and an owner that tries
  * again meanwhile: the caller of `new DistributedLock()` may choose it.
  */
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertRejects } from "@std/assert";
 
-import { type CommandFunction, DistributedLock } from "@dreamer/utils/lock";
+import {
+  type CommandFunction,
+  DistributedLock,
+  LockBackendError,
+  redis,
+} from "@dreamer/utils/lock";
 import { settle } from "../../support/fake_clock.ts";
 import { test } from "../../support/test.ts";
 
@@ -39,4 +44,32 @@ test("an owner that tries again is not freed by what cleans up after it", async 
   for (const go of late.splice(0)) go();
   await settle();
   assertEquals(held.get("k"), "mine");
+});
+
+test("nor is it where it draws a token, or waits over a quorum", async () => {
+  for (const how of ["fenced", "noted"]) {
+    const sent: string[] = [];
+    const late: (() => void)[] = [];
+    const send: CommandFunction = async ([, , count, ...args]) => {
+      const isRelease = args.length === Number(count) + 1;
+      sent.push(isRelease ? "release" : "acquire");
+      if (isRelease) await new Promise<void>((go) => late.push(go));
+      else if (sent.length === 1) throw new Error("the request got lost");
+      return isRelease ? 0 : how === "fenced" ? [1, 7] : "1 9000 1 0 7";
+    };
+    const on = redis(send);
+    const claim = { key: "k", owner: "mine", ttlMs: 10_000 };
+    const acquire = () =>
+      how === "fenced"
+        ? on.tryAcquireFenced!(claim)
+        : on.notices!.tryAcquire({ ...claim, tokens: 1 });
+    await assertRejects(acquire, LockBackendError);
+    while (late.length === 0) await settle();
+    const again = acquire();
+    await settle();
+    assertEquals(sent, ["acquire", "release"]);
+    for (const go of late.splice(0)) go();
+    assertEquals((await again).granted, true);
+    assertEquals(sent, ["acquire", "release", "acquire"]);
+  }
 });
