@@ -73,3 +73,16 @@ test("nor is it where it draws a token, or waits over a quorum", async () => {
     assertEquals(sent, ["acquire", "release", "acquire"]);
   }
 });
+
+test("an attempt that may yet be written, as in a transaction, is taken back", async () => {
+  const released: string[] = [];
+  const on = redis(([name, , count, ...args]) => {
+    if (name === "SET") return Promise.resolve("QUEUED");
+    released.push(args[Number(count)]);
+    return Promise.resolve(1);
+  });
+  const claim = { key: "k", owner: "mine", ttlMs: 10_000 };
+  await assertRejects(() => on.tryAcquire(claim), LockBackendError);
+  while (released.length === 0) await settle();
+  assertEquals(released, ["mine"]);
+});
