@@ -983,8 +983,8 @@ test("a turn that is heard of too late is given back", async () => {
   await clock.advance(1_110);
   const lock = await Promise.race([second, settle().then(() => undefined)]);
   assert(times > 1);
-  assert(lock?.isAcquired());
-  await lock.release();
+  lock!.assertHeld();
+  await lock!.release();
 });
 
 test("a turn is passed on no more once half of its lease is gone", async () => {
@@ -1224,8 +1224,8 @@ test("who waits learns of an end that is made sooner", async () => {
   assertEquals(left.leftMs, 200);
   await clock.advance(250);
   const lock = await Promise.race([waiting, settle().then(() => undefined)]);
-  assert(lock?.isAcquired());
-  await lock.release();
+  lock!.assertHeld();
+  await lock!.release();
 });
 
 test("who is called, and whose first question was long under way, loses no turn", async () => {
@@ -1251,8 +1251,8 @@ test("who is called, and whose first question was long under way, loses no turn"
   await holder.release();
   await settle();
   const lock = await Promise.race([waiting, settle().then(() => undefined)]);
-  assert(lock?.isAcquired());
-  await lock.release();
+  lock!.assertHeld();
+  await lock!.release();
 });
 
 test("finding out whether there is a line counts into patience", async () => {
