@@ -431,7 +431,7 @@ export class RedisBackend implements Backend {
       try {
         return await this.#run("extend", key, END_SOONER, keys, args);
       } catch (error) {
-        // As above.
+        // As for extend(): one may have a right to the key alone.
         if (!isAboutSome(error as LockBackendError)) throw error;
       }
     }
