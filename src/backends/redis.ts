@@ -368,7 +368,9 @@ export class RedisBackend implements Backend {
           ...atLeast ? ["1"] : [],
         ],
       );
-      if (isBrief && this.#port.isCluster) this.#hint(claim);
+      if (isBrief && this.#port.isCluster) {
+        this.line?.remind([claim.key], [claim.owner]);
+      }
       return verdicts;
     } catch (cause) {
       const errors = claims.map(({ key }) => failure("extend", key, cause));
@@ -436,14 +438,8 @@ export class RedisBackend implements Backend {
       }
     }
     const standing = await endAt(at, seen);
-    if (isSooner) this.#hint({ key, owner });
+    if (isSooner) this.line?.remind([key], [owner]);
     return standing;
-  }
-
-  /** Has who is first in line know of an end that is near, if that can be done. */
-  #hint({ key, owner }: Hold): void {
-    const keys = beside(this.#port, key, "line");
-    run(this.#port, REMIND, keys, [owner]).catch(() => {});
   }
 
   rename({ key, owner }: Hold, name: string): Promise<Verdict> {
@@ -784,14 +780,16 @@ class RedisLine implements Line {
         keys.push(key);
         owners.push(owner);
       }
-      this.#remind(keys, owners);
+      this.remind(keys, owners);
     }, ms);
   }
 
-  #remind(keys: readonly string[], owners: readonly string[]): void {
+  /** Has those look who hold the `keys`, and who is first in line for each know
+   * of an end that is near, if that can be done. */
+  remind(keys: readonly string[], owners: readonly string[]): void {
     if (keys.length > 1 && this.#port.isCluster) {
       // One script may touch one slot only.
-      keys.forEach((key, i) => this.#remind([key], [owners[i]]));
+      keys.forEach((key, i) => this.remind([key], [owners[i]]));
     } else if (keys.length > 0) {
       const all = keys.flatMap((key) => beside(this.#port, key, "line"));
       // Who waits asks by itself, only later.
