@@ -1036,14 +1036,11 @@ export class DistributedLock implements AsyncDisposable {
   }
 
   #tellOfRelease(heldMs: number, begunAt: number, error?: unknown): void {
-    const { key, owner } = this.#claim;
-    const label = labelOf(owner);
     const tookMs = clockOf(this.#backend).now() - begunAt;
-    tell(
-      this.#backend,
+    this.#keeper!.tell(
       error === undefined
-        ? { type: "released", key, label, heldMs, tookMs }
-        : { type: "release-failed", key, label, heldMs, tookMs, error },
+        ? { type: "released", heldMs, tookMs }
+        : { type: "release-failed", heldMs, tookMs, error },
     );
   }
 

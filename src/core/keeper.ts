@@ -432,7 +432,7 @@ export class Keeper {
     const tookMs = this.#clock.now() - asked.now;
     if (answer instanceof LockBackendError) {
       this.#unanswered = answer;
-      this.#tell({ type: "extend-failed", tookMs, error: answer });
+      this.tell({ type: "extend-failed", tookMs, error: answer });
     } else if (answer !== "done") {
       this.lose(answer === "taken" ? "taken" : "deleted");
     } else {
@@ -448,7 +448,7 @@ export class Keeper {
       if (wasShort && !this.terms.autoExtend) {
         renewalOf(this.backend).drop(this);
       }
-      this.#tell({ type: "extended", tookMs, ttlMs });
+      this.tell({ type: "extended", tookMs, ttlMs });
     }
   }
 
@@ -459,13 +459,13 @@ export class Keeper {
     const error = this.#loss = new LockLostError(key, reason, cause);
     this.#stop();
     this.#controller?.abort(error);
-    this.#tell({ type: "lost", heldMs: this.heldMs, reason, error });
+    this.tell({ type: "lost", heldMs: this.heldMs, reason, error });
   }
 
   /** The release met with no hold of ours: it was lost before, and is told so. */
   wasLost(reason: LossReason, heldMs: number): LockLostError {
     const error = new LockLostError(this.claim.key, reason);
-    this.#tell({ type: "lost", heldMs, reason, error });
+    this.tell({ type: "lost", heldMs, reason, error });
     return error;
   }
 
@@ -488,6 +488,13 @@ export class Keeper {
     this.#isReleased = true;
     this.turn!.pass(this, lease);
     this.#stop();
+  }
+
+  /** Tells the observer, if there is one, of what became of this hold. */
+  tell(event: Untold<LockEvent>): void {
+    if (this.backend.onEvent === undefined) return;
+    const { key, owner } = this.claim;
+    tell(this.backend, { ...event, key, label: labelOf(owner) } as LockEvent);
   }
 
   /** How long the lease can be known to last, from when it was asked for. */
@@ -582,13 +589,6 @@ export class Keeper {
     this.#callOffDoubt?.();
     if (this.renewed === undefined) return;
     renewalOf(this.backend).drop(this, isFollowed);
-  }
-
-  /** Tells the observer, if there is one. */
-  #tell(event: Untold<LockEvent>): void {
-    if (this.backend.onEvent === undefined) return;
-    const { key, owner } = this.claim;
-    tell(this.backend, { ...event, key, label: labelOf(owner) } as LockEvent);
   }
 }
 
