@@ -12,7 +12,7 @@
 
 import type { Port } from "../clients/port.ts";
 import type { Hold, Verdict } from "../core/backend.ts";
-import { systemClock } from "../core/clock.ts";
+import { pause, systemClock } from "../core/clock.ts";
 import { isPassing, type LockBackendError } from "../core/errors.ts";
 import { failing, failure, isAboutSome } from "./failure.ts";
 import {
@@ -166,11 +166,10 @@ export async function insist<T>(
   error: LockBackendError,
   release: () => Promise<T>,
 ): Promise<T> {
-  const clock = systemClock;
-  const until = clock.now() + RELEASE_MS;
+  const until = systemClock.now() + RELEASE_MS;
   let pauseMs = PAUSE_FIRST_MS;
-  while (isPassing(error) && clock.now() < until) {
-    await new Promise<void>((go) => clock.setTimer(go, pauseMs, true));
+  while (isPassing(error) && systemClock.now() < until) {
+    await pause(systemClock, pauseMs);
     pauseMs = Math.min(pauseMs * 2, PAUSE_LAST_MS);
     try {
       return await release();

@@ -1,5 +1,6 @@
 /** The client that Bun has built in. */
 
+import { systemClock } from "../core/clock.ts";
 import { command } from "./command.ts";
 import { backAfterMs, type Listener, type Port, tracking } from "./port.ts";
 
@@ -106,12 +107,10 @@ function listen(
     if (!isOpen || isWanted) return;
     isWanted = true;
     listener.onCut();
-    const timer = setTimeout(() => {
+    systemClock.setTimer(() => {
       isWanted = false;
       if (isOpen) void listenAnew();
     }, backAfterMs(++times));
-    // Deno's types speak of a number; all three runtimes give an object.
-    (timer as { unref?(): void }).unref?.();
   }
 
   function hangUp(): void {

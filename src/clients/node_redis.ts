@@ -6,6 +6,7 @@
  * longer than all that we do: see `isPlain`.
  */
 
+import { systemClock } from "../core/clock.ts";
 import {
   backAfterMs,
   INVALIDATED,
@@ -275,16 +276,9 @@ function listenBySentinel(
     } catch (reason) {
       if (!isOpen) return;
       if (/^[A-Z]+ /.test((reason as Error).message)) listener.onFail(reason);
-      else later(subscribe);
+      else systemClock.setTimer(subscribe, backAfterMs(1));
     }
   }
-}
-
-/** Calls `callback` a little later, and keeps no process alive for it. */
-function later(callback: () => void): void {
-  const timer = setTimeout(callback, backAfterMs(1));
-  // Deno's types speak of a number; all three runtimes give an object.
-  (timer as { unref?(): void }).unref?.();
 }
 
 function listen(

@@ -1,5 +1,7 @@
 /** What Redis must do for us, in the fewest words; each client speaks them. */
 
+import { systemClock } from "../core/clock.ts";
+
 /** How many keys a SCAN looks at before it lets others go first. */
 export const SCAN_COUNT = 500;
 
@@ -100,7 +102,7 @@ export function listenAtAll<Node>(
   const opening = new Set<string>();
   let isOpen = true;
   let isFirst = true;
-  let timer: ReturnType<typeof setTimeout> | undefined;
+  let callOff = () => {};
   const tellReady = () => {
     if (isOpen && opening.size === 0 && ears.size > 0) listener.onReady();
   };
@@ -141,13 +143,12 @@ export function listenAtAll<Node>(
     }
     if (!isOpen) return;
     isFirst &&= ears.size === 0;
-    timer = setTimeout(look, ears.size > 0 ? LOOK_MS : LOOK_SOON_MS);
-    // Deno's types speak of a number; all three runtimes give an object.
-    (timer as { unref?(): void }).unref?.();
+    const inMs = ears.size > 0 ? LOOK_MS : LOOK_SOON_MS;
+    callOff = systemClock.setTimer(look, inMs);
   };
   const close = () => {
     isOpen = false;
-    clearTimeout(timer);
+    callOff();
     for (const hangUp of ears.values()) hangUp();
     ears.clear();
   };
