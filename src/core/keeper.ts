@@ -136,9 +136,19 @@ export class Keeper {
     } else this.#plan();
   }
 
-  /** An observer, told of the hold by now, is told of its loss as it happens. */
+  /**
+   * Looks again when the lease should be over, as often as it was prolonged: for
+   * who is to be told of a loss as it happens, if anybody. An observer has to
+   * be told of the hold by now.
+   */
   watch(): void {
-    if (this.#isWatched) this.#watch();
+    if (!this.#isWatched) return;
+    this.#callOff?.();
+    this.#callOff = undefined;
+    const left = this.remainingMs;
+    if (left > 0) {
+      this.#callOff = this.#clock.setTimer(() => this.watch(), left);
+    }
   }
 
   /** What is left in milliseconds; 0 once released or lost. Judges. */
@@ -272,7 +282,7 @@ export class Keeper {
     if (this.#controller === undefined) {
       this.#controller = new AbortController();
       judgeWhenRead(this.#controller.signal, () => void this.remainingMs);
-      this.#watch();
+      this.watch();
     }
     if (this.loss !== undefined) this.#controller.abort(this.#loss);
     return this.#controller.signal;
@@ -437,7 +447,6 @@ export class Keeper {
       this.lose(answer === "taken" ? "taken" : "deleted");
     } else {
       this.#unanswered = undefined;
-      const wasShort = this.#isShort;
       this.#isShort = false;
       // An older lease says nothing of a shorter one that was sent after it.
       const countsFrom = Math.max(
@@ -445,9 +454,7 @@ export class Keeper {
         this.#sentByHand?.now ?? -Infinity,
       );
       if (asked.now >= countsFrom) this.#count(asked, ttlMs);
-      if (wasShort && !this.terms.autoExtend) {
-        renewalOf(this.backend).drop(this);
-      }
+      if (!this.#isRenewed) renewalOf(this.backend).drop(this);
       this.tell({ type: "extended", tookMs, ttlMs });
     }
   }
@@ -517,7 +524,7 @@ export class Keeper {
     this.#asked = asked;
     this.#ttlMs = Math.min(ttlMs, this.#mostMs);
     this.#isInDoubt = false;
-    if (this.#isWatched) this.#watch();
+    this.watch();
     this.#plan();
   }
 
@@ -566,16 +573,6 @@ export class Keeper {
     if (verdict === "taken") this.lose("taken");
     else if (verdict === "absent") this.lose("expired");
     else this.#count(asked, Math.min(leftMs, Number.MAX_SAFE_INTEGER));
-  }
-
-  /** Looks again when the lease should be over, as often as it was prolonged. */
-  #watch(): void {
-    this.#callOff?.();
-    this.#callOff = undefined;
-    const left = this.remainingMs;
-    if (left > 0) {
-      this.#callOff = this.#clock.setTimer(() => this.#watch(), left);
-    }
   }
 
   /** Whether nobody counts on it any more. */
