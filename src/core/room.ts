@@ -265,7 +265,7 @@ export class Room {
   #wakesAt = Infinity;
   #callOffWake = () => {};
   #usedAt = 0;
-  #callOffIdle: (() => void) | undefined;
+  #callOffIdle = () => {};
 
   constructor(backend: Backend, line: Line) {
     this.#backend = backend;
@@ -913,7 +913,7 @@ export class Room {
   }
 
   #closeWhenIdle(inMs: number): void {
-    this.#callOffIdle?.();
+    this.#callOffIdle();
     this.#callOffIdle = this.#clock.setTimer(() => {
       const idleMs = this.#clock.now() - this.#usedAt;
       this.#sweep();
@@ -927,8 +927,7 @@ export class Room {
   }
 
   #hangUp(): void {
-    this.#callOffIdle?.();
-    this.#callOffIdle = undefined;
+    this.#callOffIdle();
     this.#opening = undefined;
     this.#isDeaf = this.#isDeafTold = false;
     this.#line.close?.();
