@@ -29,8 +29,8 @@ import {
 import { type LockEvent, tell } from "./events.ts";
 import { labelOf } from "./keys.ts";
 import { driftMs, validMs } from "./options.ts";
+import type { LocalTurn } from "./party.ts";
 import { extendAll, renewalOf, type Renewed } from "./renewal.ts";
-import type { LocalTurn } from "./room.ts";
 
 /** On what terms a lock is acquired and kept. */
 export interface Terms {
