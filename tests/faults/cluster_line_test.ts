@@ -3,9 +3,11 @@
  * counted at one only: who died in line must not cost the others a lease each.
  */
 import { assert, assertEquals } from "@std/assert";
+import { Redis } from "ioredis";
 import process from "node:process";
 
-import { acquireLock } from "@dreamer/utils/lock";
+import { acquireLock, type IoredisClient, redis } from "@dreamer/utils/lock";
+import { drawOwner } from "../../src/core/keys.ts";
 import { clusterClients } from "../support/cluster_clients.ts";
 import { areInLine } from "../support/line.ts";
 import { spawnScript } from "../support/process.ts";
@@ -72,3 +74,36 @@ test.sideBySide(
   stories,
   () => timersEnd(),
 );
+
+test("who is passed over at one master is not called by way of another", async () => {
+  const [{ open }] = clusterClients;
+  await using it = await open(cluster.urls);
+  const on = redis(it.client as IoredisClient);
+  const key = "passed over at one";
+  const channel = `lock:inbox:${drawOwner().slice(0, 16)}*`;
+  const inbox = channel.slice("lock:inbox:".length);
+  const [hold, first, second] = [undefined, inbox, undefined].map((inbox) => ({
+    ...{ key, owner: drawOwner(undefined, inbox), ttlMs: 30_000, tokens: 0 },
+  }));
+  assert((await on.tryAcquire(hold)).granted);
+  // As one that has lost its connection to the master of the key, and no other.
+  const answers = await Promise.allSettled(
+    cluster.masters.map((master) => master.command("GET", key)),
+  );
+  const home = answers.findIndex(({ status }) => status === "fulfilled");
+  const [elsewhere] = cluster.masters.filter((_, i) => i !== home);
+  const ear = new Redis(elsewhere.url);
+  const heard: string[] = [];
+  ear.on("message", (_channel, word) => heard.push(word));
+  await ear.subscribe(channel);
+  await on.line!.stand([first]);
+  await on.line!.stand([second]);
+  assertEquals((await on.line!.handOver(hold, undefined)).verdict, "done");
+  assertEquals((await on.inquire!(second)).verdict, "done");
+  // Behind whatever was called out before.
+  await cluster.masters[home].command("PUBLISH", channel, "the end");
+  await until("it hears that", () => heard.includes("the end"));
+  assertEquals(heard, ["the end"], "two have the key");
+  assertEquals(await on.release(second), "done");
+  ear.disconnect();
+});
