@@ -260,15 +260,23 @@ return {verdict, redis.call("PTTL", lock)}`,
   },
 });
 
-/** Has the hold of `owner` end `at` that moment, if one is given. */
+/** Has the hold of `owner` end `at` that moment, if one is given. When it ends is
+ * what is left at one and the same moment: time may go on in a script. */
 const ENDS = `local holder = redis.call("GET", lock)
 if holder ~= owner then return {holder and -1 or 0} end
-local time = redis.call("TIME")
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local left = redis.call("PTTL", lock)
+local function clock()
+  local time = redis.call("TIME")
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local now, left = clock()
+for _ = 1, 9 do
+  local before = now
+  left, now = redis.call("PTTL", lock), clock()
+  if now == before then break end
+end
 if at ~= "" and math.abs(now + left - seen) <= 2 then
   redis.call("PEXPIREAT", lock, at)
-  left = redis.call("PTTL", lock)
+  left = math.max(0, at - now)
 end
 `;
 /** And says when that is. */

@@ -41,10 +41,15 @@ async function leftMs(on: LockTarget, key: string): Promise<number> {
 
 /** When the hold of `key` ends, by the clock of its server. */
 async function endOf(on: LockTarget, key: string): Promise<number> {
-  const backend = connect(on);
-  return backend.name === "memory"
-    ? performance.now() + await leftMs(on, key)
-    : Number(await server.command("PEXPIRETIME", key));
+  if (connect(on).name !== "memory") {
+    return Number(await server.command("PEXPIRETIME", key));
+  }
+  // What is left of it, and the time: of one and the same moment, or nearly so.
+  while (true) {
+    const before = performance.now();
+    const left = await leftMs(on, key);
+    if (performance.now() - before < 0.2) return before + left;
+  }
 }
 
 /** Whether it is that, but for what has passed meanwhile on a busy machine. */
