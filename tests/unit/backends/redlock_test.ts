@@ -442,6 +442,52 @@ story(
   },
 );
 
+story(
+  "who says last that it has nothing is re-claimed as well",
+  async (q) => {
+    const lock = await q.acquire();
+    await settle();
+    q.servers[2].wipe();
+    q.are("well", "well", "late");
+    await lock.extend();
+    assertEquals(await q.count(lock.owner), 2);
+    await q.recover();
+    assertEquals(await q.count(lock.owner), 3);
+    await lock.release();
+  },
+);
+
+story("what is re-claimed after the lease goes back", async (q) => {
+  const lock = await q.acquire();
+  await settle();
+  const [first] = q.servers;
+  first.wipe();
+  let arrive = () => {};
+  first.on.tryAcquire = async (claim) => {
+    await new Promise<void>((resolve) => arrive = resolve);
+    return await first.inner.tryAcquire(claim);
+  };
+  await lock.extend();
+  await q.clock.advance(TTL * 1_000);
+  assertFalse(lock.isAcquired());
+  arrive();
+  await settle();
+  assertEquals(await q.count(), 0);
+});
+
+story(
+  "what a straggler grants after the lock was found lost goes back",
+  async (q) => {
+    q.are("frozen");
+    const lock = await q.acquire();
+    for (const { inner } of q.servers) await inner.forceRelease!("k");
+    const extending = assertRejects(() => lock.extend(), LockLostError);
+    await extending;
+    await q.recover();
+    assertEquals(await q.count(), 0);
+  },
+);
+
 story("an extension that is taken by a majority is a loss", async (q) => {
   const lock = await q.acquire();
   await settle();
