@@ -488,6 +488,16 @@ story(
   },
 );
 
+story("of four, two that have nothing are enough for a loss", async (q) => {
+  const lock = await q.acquire();
+  await settle();
+  q.servers[1].wipe();
+  q.servers[2].wipe();
+  const error = await now(lock.extend().catch((error) => error));
+  assertInstanceOf(error, LockLostError);
+  assertEquals(error.reason, "deleted");
+}, 4);
+
 story("an extension that is taken by a majority is a loss", async (q) => {
   const lock = await q.acquire();
   await settle();
