@@ -580,6 +580,41 @@ story(
   },
 );
 
+story(
+  "a hold of the same owner is released on all, though a release failed before",
+  async (q) => {
+    const lock = new DistributedLock(q.on, "k", crypto.randomUUID(), TTL);
+    await lock.acquire();
+    q.are("well", "down", "down");
+    await assertRejects(() => lock.release(), LockBackendError);
+    await q.recover();
+    assertEquals(await lock.acquire(), true);
+    await settle();
+    assertEquals(await q.count(lock.owner), 3);
+    assertEquals(await lock.release(), true);
+    await settle();
+    assertEquals(await q.count(), 0);
+  },
+);
+
+story(
+  "a release of which one is away, and one not sure, is neither error nor loss",
+  async (q) => {
+    const lock = await q.acquire();
+    await settle();
+    const [first, second] = q.servers;
+    first.state = "down";
+    second.on.notices!.release = async (hold) => {
+      await second.inner.release(hold);
+      return "unclear";
+    };
+    assertEquals(await lock.release(), false);
+    assertFalse(lock.signal.aborted);
+    await q.recover();
+    assertEquals(await q.count(), 0);
+  },
+);
+
 for (const away of [0, 2]) {
   story(
     `a release is repeated for server ${away + 1}, which missed it`,
