@@ -238,6 +238,23 @@ story(
   5,
 );
 
+story("what all servers that failed have answered is told", async (q) => {
+  const replies = [
+    ["READONLY", "READONLY", "READONLY"],
+    ["READONLY", "LOADING", undefined],
+    ["READONLY", undefined, undefined],
+  ];
+  for (const [first, second, told] of replies) {
+    for (const [i, reply] of [first, second].entries()) {
+      q.servers[i].on.tryAcquire = ({ key }) =>
+        Promise.reject(new LockBackendError(key, "away", undefined, reply));
+    }
+    const error = await assertRejects(() => q.acquire(), LockBackendError);
+    assertEquals(error.reply, told);
+  }
+  await q.recover();
+});
+
 story(
   "a majority that hangs is waited for as long as one server may take",
   async (q) => {
