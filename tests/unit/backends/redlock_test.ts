@@ -716,6 +716,58 @@ story(
 );
 
 story(
+  "listLocks() tells of a lock that the first server has lost",
+  async (q) => {
+    const lock = await q.acquire();
+    await settle();
+    q.servers[0].wipe();
+    const keys: string[] = [];
+    for await (const { key } of listLocks(q.on, "*")) keys.push(key);
+    assertEquals(keys, ["k"]);
+    await lock.release();
+  },
+);
+
+story("listLocks() ends what it has begun, though told to stop", async (q) => {
+  const lock = await q.acquire();
+  await settle();
+  let isEnded = false;
+  q.servers[0].on.scan = async function* () {
+    try {
+      yield "k";
+      yield "another";
+    } finally {
+      isEnded = true;
+    }
+  };
+  for await (
+    const { key } of listLocks(redlock(q.servers.map((it) => it.on)), "*")
+  ) {
+    assertEquals(key, "k");
+    break;
+  }
+  await settle();
+  assert(isEnded);
+  await lock.release();
+});
+
+test("a quorum counts as closed once too few of its clients are open", () => {
+  for (const [size, most] of [[3, 1], [4, 1], [5, 2]]) {
+    const closed = new Set<number>();
+    const servers = Array.from({ length: size }, (_, i): Backend => ({
+      ...new FlakyServer().on,
+      isClosed: () => closed.has(i),
+    }));
+    const on = redlock(servers);
+    for (let i = 0; i < size; i++) {
+      assertEquals(on.isClosed!(), i > most, `${i} of ${size}`);
+      closed.add(i);
+    }
+    assert(on.isClosed!());
+  }
+});
+
+story(
   "who waits gets it after a release, a loss, and past a dead server",
   async (q) => {
     q.are("down");
