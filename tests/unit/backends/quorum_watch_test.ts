@@ -259,6 +259,38 @@ story("who leaves is told no more, and the next one is", async (world) => {
   await (await held(next)).release();
 });
 
+for (const state of ["down", "frozen"] as const) {
+  story(
+    `who leaves is told no more, though its last try found servers ${state}`,
+    async (world) => {
+      const [here, there] = [world.process(), world.process()];
+      const first = await world.wait(there);
+      // Its process goes on to listen, for another key.
+      const elsewhere = await acquireLock(there, "other", { ttl: 60 });
+      const another = acquireLock(here, "other", { waitMs: 60_000 });
+      await settle();
+      const ending = new AbortController();
+      const gone = world.wait(here, { signal: ending.signal })
+        .catch((error) => error);
+      await settle();
+      const [one, other] = world.servers;
+      one.state = other.state = state;
+      await world.clock.advance(NEXT_TRY_MS);
+      ending.abort("enough");
+      assertEquals(await now(gone), "enough");
+      one.state = other.state = "well";
+      await settle();
+      const next = world.wait(there);
+      await settle();
+      await first.release();
+      await (await held(next)).release();
+      await elsewhere.release();
+      await world.clock.advance(NEXT_TRY_MS);
+      await (await held(another)).release();
+    },
+  );
+}
+
 story("who leaves as it is told has the next one told", async (world) => {
   const first = await world.wait(world.process());
   await settle();
