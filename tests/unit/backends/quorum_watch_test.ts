@@ -213,6 +213,21 @@ story("with one server stopped it is heard of at once, too", async (world) => {
   await settle();
 });
 
+story("a server that never listens is waited for by nobody", async (world) => {
+  const { notices } = world.servers[1].on;
+  const { listen } = notices!;
+  notices!.listen = (ears) => {
+    const hearing = listen(ears);
+    return { ...hearing, inbox: undefined, opened: new Promise(() => {}) };
+  };
+  const first = await world.wait(world.process());
+  await settle();
+  const next = world.wait(world.process());
+  await settle();
+  await first.release();
+  await (await held(next)).release();
+});
+
 story("a stranger's lock is asked for again and again", async (world) => {
   const claim = { key: "k", owner: "stranger", ttlMs: 10_000 };
   for (const { inner } of world.servers) await inner.tryAcquire(claim);
