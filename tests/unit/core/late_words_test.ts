@@ -127,19 +127,43 @@ test("an extension without an answer may cut short a later one, and is counted w
   (await next).assertHeld();
 });
 
-test("an extension by hand without an answer ends no renewal", async () => {
+for (const ttl of [undefined, 3]) {
+  const what = ttl === undefined ? "" : " to less";
+  test(`an extension by hand${what} without an answer ends no renewal`, async () => {
+    const clock = new FakeClock();
+    const on = changed(
+      memory({ clock }),
+      "extend",
+      (nth) => nth === 1 ? never() : undefined,
+    );
+    const lock = await acquireLock(on, "k", { ttl: 12, autoExtend: true });
+    const extending = lock.extend(ttl).catch(() => {});
+    await clock.advance(60_000);
+    assert(lock.isAcquired());
+    await lock.release();
+    await extending;
+  });
+}
+
+test("an extension that was answered late cuts short no later one", async () => {
   const clock = new FakeClock();
-  const on = changed(
-    memory({ clock }),
-    "extend",
-    (nth) => nth === 1 ? never() : undefined,
-  );
-  const lock = await acquireLock(on, "k", { ttl: 6, autoExtend: true });
-  const extending = lock.extend().catch(() => {});
-  await clock.advance(30_000);
-  assert(lock.isAcquired());
-  await lock.release();
+  const world = memory({ clock });
+  let times = 0;
+  const on = changedMany(world, {
+    async extend(...args: Parameters<Backend["extend"]>) {
+      const answer = await world.extend(...args);
+      if (++times > 1) return answer;
+      await new Promise<void>((go) => clock.setTimer(go, 500));
+      return answer;
+    },
+  });
+  const lock = await acquireLock(on, "k", { ttl: 10 });
+  const extending = lock.extend(1);
+  await clock.advance(500);
   await extending;
+  await lock.extend(60);
+  assert(lock.remainingMs > 59_000, `${lock.remainingMs} ms`);
+  lock.toJSON();
 });
 
 test("two clocks in doubt outlast a server that is not ready", async () => {
