@@ -276,6 +276,19 @@ test("Keeper makes the short lease of a turn a full one, and leaves it at that",
   assertEquals(keeper.loss?.reason, "expired");
 });
 
+test("Keeper adds to the whole lease, not to the short one of a turn", async () => {
+  const clock = new FakeClock();
+  const backend = memory({ clock });
+  await backend.tryAcquire({ ...CLAIM, ttlMs: 2_000 });
+  const asked = moment(clock);
+  const short = [undefined, 2_000, true] as const;
+  const keeper = new Keeper(backend, CLAIM, asked, PLAIN, ...short);
+  assert(await keeper.prolong(1_000));
+  assertEquals(keeper.remainingMs, 11_000 * 0.99 - 2);
+  assertEquals((await backend.inquire(CLAIM)).leftMs, 11_000);
+  keeper.release();
+});
+
 test("Keeper: looked at late, it is lost for what came first", async () => {
   for (const [maxHoldMs, reason] of [[9_000, "max-hold"], [9_950, "expired"]]) {
     const { clock, keeper } = await keep({ maxHoldMs: Number(maxHoldMs) });
