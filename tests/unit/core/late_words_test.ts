@@ -166,6 +166,39 @@ test("an extension that was answered late cuts short no later one", async () => 
   lock.toJSON();
 });
 
+for (const how of ["given up", "released"] as const) {
+  test(`an extension of what was ${how} meanwhile is not sent any more`, async () => {
+    const clock = new FakeClock();
+    const world = memory({ clock });
+    const sent: number[] = [];
+    let answer = () => {};
+    const on = changedMany(world, {
+      async extend(...args: Parameters<Backend["extend"]>) {
+        sent.push(args[0][0].ttlMs);
+        if (sent.length === 1) {
+          await new Promise<void>((resolve) => answer = resolve);
+        }
+        return await world.extend(...args);
+      },
+    });
+    const lock = await acquireLock(on, "k", { ttl: 12, autoExtend: true });
+    const first = lock.extend().catch(() => {});
+    const second = lock.extend(60).catch((error) => error);
+    if (how === "given up") {
+      await clock.advance(12_000);
+      assertInstanceOf(await second, LockBackendError);
+      assert(lock.isAcquired());
+    } else await lock.release();
+    answer();
+    await settle();
+    await first;
+    assertEquals(sent.includes(60_000), false);
+    await lock.release();
+    await clock.advance(12_000);
+    assertInstanceOf(await second, LockError);
+  });
+}
+
 test("two clocks in doubt outlast a server that is not ready", async () => {
   const clock = new FakeClock();
   const on = changed(
