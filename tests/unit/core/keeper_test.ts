@@ -8,6 +8,7 @@ import {
   assertThrows,
 } from "@std/assert";
 
+import { acquireLock, type LockEvent } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
 import type { Backend } from "../../../src/core/backend.ts";
 import { moment } from "../../../src/core/clock.ts";
@@ -287,6 +288,24 @@ test("Keeper adds to the whole lease, not to the short one of a turn", async () 
   assertEquals(keeper.remainingMs, 11_000 * 0.99 - 2);
   assertEquals((await backend.inquire(CLAIM)).leftMs, 11_000);
   keeper.release();
+});
+
+test("a lock that is over before its release was lost, and whoever watches is told", async () => {
+  const clock = new FakeClock();
+  const told: string[] = [];
+  const onEvent = ({ type }: LockEvent) => void told.push(type);
+  for (const on of [memory({ clock }), memory({ clock, onEvent })]) {
+    const lock = await acquireLock(on, "k", { ttl: 10 });
+    const { signal } = lock;
+    clock.stall(TTL_MS);
+    assertEquals(await lock.release(), false);
+    assertInstanceOf(signal.reason, LockLostError);
+    assertEquals(signal.reason.reason, "expired");
+  }
+  const lock = await acquireLock(memory({ clock, onEvent }), "k", { ttl: 10 });
+  clock.stall(TTL_MS);
+  assertEquals(await lock.release(), false);
+  assertEquals(told, ["acquired", "lost", "acquired", "lost"]);
 });
 
 test("Keeper: looked at late, it is lost for what came first", async () => {
