@@ -355,6 +355,28 @@ test("a lock that is over asks no more which of two clocks is right", async () =
   }
 });
 
+test("no late answer has a lock renewed that was released in doubt", async () => {
+  const clock = new FakeClock();
+  const world = memory({ clock });
+  let answer = () => {};
+  const on = changedMany(world, {
+    inquire: never,
+    async extend(...args: Parameters<Backend["extend"]>) {
+      const verdicts = await world.extend(...args);
+      await new Promise<void>((resolve) => answer = resolve);
+      return verdicts;
+    },
+  });
+  const lock = await acquireLock(on, "k", { ttl: 12, autoExtend: true });
+  await clock.advance(4_000);
+  clock.stepWall(3_600_000);
+  assertEquals(lock.isAcquired(), false, "in doubt");
+  assertEquals(await lock.release(), true);
+  answer();
+  await clock.advance(60_000);
+  assertEquals(clock.pending, 0);
+});
+
 test("an extension by hand comes through however slow the server is", async () => {
   const clock = new FakeClock();
   const world = memory({ clock });
