@@ -199,18 +199,49 @@ for (const how of ["given up", "released"] as const) {
   });
 }
 
-test("two clocks in doubt outlast a server that is not ready", async () => {
+for (const reply of [undefined, "LOADING", "READONLY"]) {
+  const what = reply === undefined ? "is silent" : `answers ${reply}`;
+  test(`two clocks in doubt outlast a server that ${what}`, async () => {
+    const clock = new FakeClock();
+    const error = new LockBackendError("k", "Cannot ask", undefined, reply);
+    const on = changed(
+      memory({ clock }),
+      "inquire",
+      (nth) => nth < 4 ? Promise.reject(error) : undefined,
+    );
+    const lock = await acquireLock(on, "k", { ttl: 10 });
+    clock.stepWall(3_600_000);
+    assertEquals(lock.isAcquired(), false, "in doubt");
+    await clock.advance(1_000);
+    assert(lock.isAcquired());
+    await lock.release();
+  });
+}
+
+test("two clocks stay in doubt while a lease is being cut short", async () => {
   const clock = new FakeClock();
-  const on = changed(
-    memory({ clock }),
-    "inquire",
-    (nth) => nth < 4 ? silence() : undefined,
-  );
+  const world = memory({ clock });
+  let arrive = () => {};
+  const on = changedMany(world, {
+    async extend(...args: Parameters<Backend["extend"]>) {
+      await new Promise<void>((resolve) => arrive = resolve);
+      return await world.extend(...args);
+    },
+  });
   const lock = await acquireLock(on, "k", { ttl: 10 });
+  const extending = lock.extend(1);
+  await settle();
   clock.stepWall(3_600_000);
   assertEquals(lock.isAcquired(), false, "in doubt");
-  await clock.advance(1_000);
+  await settle();
+  // What the server would say by now is not what it will keep.
+  assertEquals(lock.isAcquired(), false, "known");
+  arrive();
+  await extending.catch(() => {});
+  await settle();
   assert(lock.isAcquired());
+  await clock.advance(1_000);
+  assertEquals(lock.isAcquired(), false);
   await lock.release();
 });
 
@@ -353,6 +384,24 @@ test("a lock that is over asks no more which of two clocks is right", async () =
     assertEquals([asked, clock.pending], [sofar, 0], how);
     await lock.release();
   }
+});
+
+test("a lock that was released while the server was asked asks no more", async () => {
+  const clock = new FakeClock();
+  let asked = 0;
+  let fail = (_: LockBackendError) => {};
+  const on = changed(memory({ clock }), "inquire", () => {
+    asked++;
+    return new Promise((_, reject) => fail = reject);
+  });
+  const lock = await acquireLock(on, "k", { ttl: 10 });
+  clock.stepWall(3_600_000);
+  assertEquals(lock.isAcquired(), false, "in doubt");
+  await settle();
+  await lock.release();
+  fail(new LockBackendError("k", "Cannot ask: no answer"));
+  await clock.advance(60_000);
+  assertEquals([asked, clock.pending], [1, 0]);
 });
 
 test("no late answer has a lock renewed that was released in doubt", async () => {
