@@ -245,6 +245,29 @@ test("two clocks stay in doubt while a lease is being cut short", async () => {
   await lock.release();
 });
 
+test("what the server said of two clocks is no news once the lease was renewed", async () => {
+  const clock = new FakeClock();
+  const world = memory({ clock });
+  let answer = () => {};
+  const on = changedMany(world, {
+    async inquire(...args: Parameters<Backend["inquire"]>) {
+      const standing = await world.inquire(...args);
+      await new Promise<void>((resolve) => answer = resolve);
+      return standing;
+    },
+  });
+  const lock = await acquireLock(on, "k", { ttl: 10, autoExtend: true });
+  clock.stepWall(3_600_000);
+  assertEquals(lock.isAcquired(), false, "in doubt");
+  await clock.advance(4_000);
+  assert(lock.isAcquired(), "renewed");
+  await lock.extend(1);
+  answer();
+  await settle();
+  assert(lock.remainingMs < 1_000, `${lock.remainingMs} ms`);
+  await lock.release();
+});
+
 test("maxHoldMs counts from when all of several keys are held", async () => {
   const clock = new FakeClock();
   const on = memory({ clock });
