@@ -12,7 +12,7 @@ import { acquireLock, type LockEvent } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
 import type { Backend } from "../../../src/core/backend.ts";
 import { moment } from "../../../src/core/clock.ts";
-import { LockLostError } from "../../../src/core/errors.ts";
+import { LockBackendError, LockLostError } from "../../../src/core/errors.ts";
 import { Keeper } from "../../../src/core/keeper.ts";
 import { FakeClock, settle } from "../../support/fake_clock.ts";
 import { test } from "../../support/test.ts";
@@ -276,6 +276,29 @@ test("Keeper makes the short lease of a turn a full one, and leaves it at that",
   await clock.advance(TTL_MS);
   assertEquals(keeper.loss?.reason, "expired");
 });
+
+for (const how of ["fails", "hangs"] as const) {
+  test(`Keeper makes the short lease of a turn a full one, though a first try ${how}`, async () => {
+    const clock = new FakeClock();
+    const backend = memory({ clock });
+    const long = { ...CLAIM, ttlMs: 60_000 };
+    await backend.tryAcquire({ ...long, ttlMs: 2_000 });
+    const asked = moment(clock);
+    const short = [undefined, 2_000, true] as const;
+    const keeper = new Keeper(backend, long, asked, PLAIN, ...short);
+    const { extend } = backend;
+    backend.extend = () => {
+      backend.extend = extend;
+      return how === "hangs"
+        ? new Promise(() => {})
+        : Promise.reject(new LockBackendError("k", "away"));
+    };
+    await clock.advance(1_950);
+    assert(keeper.remainingMs > 50_000, `${keeper.remainingMs}`);
+    keeper.release();
+    assertEquals(clock.pending, 0);
+  });
+}
 
 test("Keeper adds to the whole lease, not to the short one of a turn", async () => {
   const clock = new FakeClock();
