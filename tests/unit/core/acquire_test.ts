@@ -47,6 +47,27 @@ test("a grant that took longer than the lease is none, and is given back", async
   assertEquals(await isTaken(), false);
 });
 
+test("several keys granted for longer than the lease took are all given back", async () => {
+  const clock = new FakeClock();
+  const on: Backend = memory({ clock });
+  const ask = on.tryAcquireAll!.bind(on);
+  let answer = () => {};
+  on.tryAcquireAll = async (...args) => {
+    const granted = await ask(...args);
+    await new Promise<void>((resolve) => answer = resolve);
+    return granted;
+  };
+  const keys = ["a", "b", "c"];
+  const late = acquireLock(on, keys, { ttl: 10 });
+  await settle();
+  clock.stall(9_900);
+  answer();
+  await assertRejects(() => late, LockBackendError);
+  for (const key of keys) {
+    assertEquals((await on.inspect!(key)).owner, undefined, key);
+  }
+});
+
 test("an abort ends the wait for an answer, and what it granted is given back", async () => {
   const { on, isTaken, answer } = open();
   const controller = new AbortController();
