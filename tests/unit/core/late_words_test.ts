@@ -354,6 +354,33 @@ test("who is called off as replicas are asked is told so at once", async () => {
   assertEquals(outcome, stop);
 });
 
+for (
+  const [ttl, waitMs, limitMs] of [
+    [60, 0, 1_000],
+    [60, 300, 1_000],
+    [60, 5_000, 5_000],
+    [3, 5_000, 1_000],
+    [1.5, 0, 500],
+  ]
+) {
+  test(`replicas have ${limitMs} ms to confirm a lock of ${ttl} s, with a patience of ${waitMs}`, async () => {
+    const clock = new FakeClock();
+    const confirmed = [0, 1];
+    const on = changedMany(memory({ clock }), {
+      confirm: () => Promise.resolve(confirmed.shift() ?? 0),
+    });
+    let outcome: unknown;
+    void acquireLock(on, "k", { ttl, waitMs, replicas: 2 })
+      .catch((error) => outcome = error);
+    await clock.advance(limitMs - 1);
+    assertEquals(outcome, undefined);
+    await clock.advance(1);
+    assertInstanceOf(outcome, LockReplicationError);
+    assertEquals(outcome.confirmed, 1, "the most there were");
+    assertEquals((await on.inspect!("k")).owner, undefined);
+  });
+}
+
 test("what replicas do not confirm is told in time, though the server says no more", async () => {
   const clock = new FakeClock();
   const on = changedMany(memory({ clock }), { confirm: never, release: never });
