@@ -381,6 +381,28 @@ for (
   });
 }
 
+test("replicas are asked again after a failure that passes, and no other", async () => {
+  for (const reply of ["READONLY", undefined, "NOPERM"]) {
+    const clock = new FakeClock();
+    const error = new LockBackendError("k", "Cannot ask", undefined, reply);
+    let asked = 0;
+    const on = changedMany(memory({ clock }), {
+      confirm: () => ++asked > 1 ? Promise.resolve(1) : Promise.reject(error),
+    });
+    const acquiring = acquireLock(on, "k", { replicas: 1 })
+      .catch((error) => error);
+    await clock.advance(100);
+    const outcome = await acquiring;
+    if (reply === "NOPERM") {
+      assertEquals(outcome, error);
+      assertEquals((await on.inspect!("k")).owner, undefined);
+    } else {
+      assertInstanceOf(outcome, DistributedLock);
+      await outcome.release();
+    }
+  }
+});
+
 test("what replicas do not confirm is told in time, though the server says no more", async () => {
   const clock = new FakeClock();
   const on = changedMany(memory({ clock }), { confirm: never, release: never });
