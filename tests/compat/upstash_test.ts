@@ -531,3 +531,24 @@ test("a bad configuration is refused before anything is sent", async () => {
   await assertRejects(() => lock.extend(NaN), RangeError);
   assertEquals(await lock.getStatus(), "FREE");
 });
+
+test("a uuid that may not have come about leaves nobody's lock behind", async () => {
+  for (const how of ["lost", "in doubt"]) {
+    const clock = new FakeClock();
+    const on = memory({ clock });
+    const { rename } = on;
+    on.rename = async (...args) => {
+      const verdict = await rename!.apply(on, args);
+      if (how === "lost") throw new LockBackendError("k", "no answer");
+      clock.stepWall(3_600_000);
+      return verdict;
+    };
+    const lock = new Lock({ id: "k", redis: on });
+    const acquiring = lock.acquire({ uuid: "my own" }).catch((error) => error);
+    const outcome = await acquiring;
+    if (how === "lost") assert(outcome instanceof LockBackendError);
+    else assertEquals(outcome, false);
+    await settle();
+    assertEquals((await on.inspect!("k")).owner, undefined, how);
+  }
+});
