@@ -115,3 +115,25 @@ test("several keys of which one could not be freed are freed by the next release
   const again = await acquireLock(on, keys, { throwOnFail: false });
   assertEquals(await again?.release(), true);
 });
+
+test("what nobody said anything about is as the documents have it", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const lock = await acquireLock(on, "k");
+  assertEquals(lock.remainingMs, 30_000 * 0.99 - 2);
+  // Sixteen of one process, then whoever came after the first of them.
+  const order: string[] = [];
+  const come = async (label: string) => {
+    const lock = await acquireLock(on, "k", { waitMs: Infinity, label });
+    order.push(label);
+    await lock.release();
+  };
+  const all = Array.from({ length: 20 }, () => come("many"));
+  await settle();
+  all.push(come("one"));
+  await settle();
+  await lock.release();
+  await clock.advance(1_000);
+  await Promise.all(all);
+  assertEquals(order.indexOf("one"), 16);
+});
