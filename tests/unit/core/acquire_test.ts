@@ -9,7 +9,9 @@ import {
 import {
   acquireLock,
   type Backend,
+  forceRelease,
   LockBackendError,
+  LockLostError,
 } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
 import { FakeClock, settle } from "../../support/fake_clock.ts";
@@ -136,4 +138,33 @@ test("what nobody said anything about is as the documents have it", async () => 
   await clock.advance(1_000);
   await Promise.all(all);
   assertEquals(order.indexOf("one"), 16);
+});
+
+test("several keys are acquired again as one, or none of them is", async () => {
+  const clock = new FakeClock();
+  const on: Backend = memory({ clock });
+  const lock = await acquireLock(on, ["a", "b"], { ttl: 10 });
+  const { signal } = lock;
+  await forceRelease(on, "b");
+  await assertRejects(() => lock.extend(), LockLostError);
+  assert(signal.aborted);
+  const other = await acquireLock(on, "b", { ttl: 60 });
+  assertEquals(await lock.acquire(), false);
+  assertEquals((await on.inspect!("a")).owner, undefined, "left behind");
+  await other.release();
+  assertEquals(await lock.acquire(), true);
+  assertEquals(lock.signal.aborted, false, "that was the hold before");
+  await lock.release();
+  // Each takes its time: the first is over when the last is there.
+  const { tryAcquire } = on;
+  on.tryAcquire = async (...args) => {
+    const answer = await tryAcquire.apply(on, args);
+    clock.stall(5_000);
+    return answer;
+  };
+  await assertRejects(() => lock.acquire(), LockLostError);
+  await settle();
+  for (const key of ["a", "b"]) {
+    assertEquals((await on.inspect!(key)).owner, undefined, key);
+  }
 });
