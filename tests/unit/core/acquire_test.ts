@@ -9,6 +9,7 @@ import {
 import {
   acquireLock,
   type Backend,
+  DistributedLock,
   forceRelease,
   LockBackendError,
   LockLostError,
@@ -165,6 +166,16 @@ test("several keys are acquired again as one, or none of them is", async () => {
   await assertRejects(() => lock.acquire(), LockLostError);
   await settle();
   for (const key of ["a", "b"]) {
+    assertEquals((await on.inspect!(key)).owner, undefined, key);
+  }
+});
+
+test("of several keys that can't be resumed all are freed", async () => {
+  const on = memory({ clock: new FakeClock() });
+  const json = (await acquireLock(on, ["a", "b", "c"])).toJSON();
+  await forceRelease(on, "b");
+  await assertRejects(() => DistributedLock.resume(on, json), LockLostError);
+  for (const key of ["a", "c"]) {
     assertEquals((await on.inspect!(key)).owner, undefined, key);
   }
 });
