@@ -2,6 +2,7 @@
 import {
   assert,
   assertEquals,
+  assertInstanceOf,
   assertRejects,
   assertStrictEquals,
 } from "@std/assert";
@@ -13,6 +14,7 @@ import {
   forceRelease,
   LockBackendError,
   LockLostError,
+  LockNotAcquiredError,
 } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
 import { FakeClock, settle } from "../../support/fake_clock.ts";
@@ -178,4 +180,53 @@ test("of several keys that can't be resumed all are freed", async () => {
   for (const key of ["a", "c"]) {
     assertEquals((await on.inspect!(key)).owner, undefined, key);
   }
+});
+
+test("of several keys those at hand are kept while another is waited for", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const holder = await acquireLock(on, "b", { ttl: 60 });
+  const taking = acquireLock(on, ["a", "b"], { ttl: 2, waitMs: 60_000 });
+  await clock.advance(10_000);
+  await holder.release();
+  const lock = await taking;
+  assert(lock.isAcquired());
+  // From here on by nobody, as nobody said so.
+  await clock.advance(2_000);
+  assertEquals(lock.isAcquired(), false);
+  assertEquals(clock.pending, 0);
+});
+
+test("of several keys none is kept where patience ends, by error or null", async () => {
+  for (const throwOnFail of [true, false]) {
+    const clock = new FakeClock();
+    const on = memory({ clock });
+    await acquireLock(on, "b", { ttl: 60 });
+    const options = { ttl: 2, waitMs: 500, throwOnFail };
+    const taking = acquireLock(on, ["a", "b"], options).catch((error) => error);
+    await clock.advance(1_000);
+    const outcome = await taking;
+    if (throwOnFail) assertInstanceOf(outcome, LockNotAcquiredError);
+    else assertStrictEquals(outcome, null);
+    assertEquals((await on.inspect!("a")).owner, undefined);
+    assertEquals(clock.pending, 0);
+  }
+});
+
+test("several keys of which one is lost while another is waited for are none", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const holder = await acquireLock(on, "b", { ttl: 60 });
+  const options = { ttl: 2, waitMs: 60_000, autoExtend: true };
+  const taking = assertRejects(
+    () => acquireLock(on, ["a", "b"], options),
+    LockLostError,
+  );
+  await clock.advance(500);
+  await forceRelease(on, "a");
+  await clock.advance(1_000);
+  await holder.release();
+  await clock.advance(1_000);
+  await taking;
+  assertEquals((await on.inspect!("b")).owner, undefined);
 });
