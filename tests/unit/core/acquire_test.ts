@@ -230,3 +230,56 @@ test("several keys of which one is lost while another is waited for are none", a
   await taking;
   assertEquals((await on.inspect!("b")).owner, undefined);
 });
+
+/** A lock whose releases are done when they are told to arrive. */
+async function slowlyReleased() {
+  const clock = new FakeClock();
+  const on: Backend = memory({ clock });
+  const { release } = on;
+  const arrive: (() => void)[] = [];
+  on.release = async (hold) => {
+    await new Promise<void>((resolve) => arrive.push(resolve));
+    return await release.call(on, hold);
+  };
+  const lock = new DistributedLock(on, "k", "o", 10);
+  assert(await lock.acquire());
+  const ownerNow = async () => (await on.inspect!("k")).owner;
+  return { clock, on, lock, ownerNow, arrive: () => arrive.shift()?.() };
+}
+
+test("a lock is acquired again only once its release has arrived", async () => {
+  const { lock, ownerNow, arrive } = await slowlyReleased();
+  const releasing = lock.release();
+  const acquiring = lock.acquire();
+  await settle();
+  assertEquals(lock.isAcquired(), false);
+  arrive();
+  assertEquals([await releasing, await acquiring], [true, true]);
+  assert(lock.isAcquired());
+  assertEquals(await ownerNow(), "o");
+});
+
+test("what is acquired after the end of its block is given back", async () => {
+  const { clock, on, lock: before, ownerNow, arrive } = await slowlyReleased();
+  const freed = before.release();
+  arrive();
+  await freed;
+  // Each hold of this one has an owner of its own.
+  const lock = await acquireLock(on, "k", { ttl: 10 });
+  const releasing = lock.release();
+  const acquiring = lock.acquire();
+  let isOver = false;
+  void lock[Symbol.asyncDispose]().then(() => isOver = true);
+  for (let ms = 0; !isOver; ms += 1_000) {
+    assert(ms <= 20_000, "waited for without end");
+    await clock.advance(1_000);
+  }
+  arrive();
+  await releasing;
+  assertEquals(await acquiring, true);
+  for (let times = 0; times < 3; times++) {
+    arrive();
+    await settle();
+  }
+  assertEquals(await ownerNow(), undefined);
+});
