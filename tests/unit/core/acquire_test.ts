@@ -13,6 +13,7 @@ import {
   DistributedLock,
   forceRelease,
   LockBackendError,
+  type LockEvent,
   LockLostError,
   LockNotAcquiredError,
 } from "@dreamer/utils/lock";
@@ -282,4 +283,36 @@ test("what is acquired after the end of its block is given back", async () => {
     await settle();
   }
   assertEquals(await ownerNow(), undefined);
+});
+
+test("a release tries again where one that was under way fails", async () => {
+  const on: Backend = memory({ clock: new FakeClock() });
+  const { release } = on;
+  const lock = await acquireLock(on, "k");
+  on.release = () => {
+    on.release = release;
+    return Promise.reject(new LockBackendError("k", "no answer"));
+  };
+  const [first, second] = await Promise.allSettled([
+    lock.release(),
+    lock.release(),
+  ]);
+  assertEquals(first.status, "rejected");
+  assertEquals(second, { status: "fulfilled", value: true });
+});
+
+test("a release that was done and not answered makes no loss of the next", async () => {
+  const told: string[] = [];
+  const onEvent = ({ type }: LockEvent) => void told.push(type);
+  const on: Backend = memory({ clock: new FakeClock(), onEvent });
+  const { release } = on;
+  const lock = await acquireLock(on, "k");
+  on.release = async (hold) => {
+    on.release = release;
+    await release.call(on, hold);
+    throw new LockBackendError("k", "no answer");
+  };
+  await assertRejects(() => lock.release(), LockBackendError);
+  assertEquals(await lock.release(), false);
+  assertEquals(told.includes("lost"), false, told.join());
 });
