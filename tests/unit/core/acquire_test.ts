@@ -16,6 +16,7 @@ import {
   type LockEvent,
   LockLostError,
   LockNotAcquiredError,
+  withLock,
 } from "@dreamer/utils/lock";
 import { memory } from "@dreamer/utils/lock/memory";
 import { FakeClock, settle } from "../../support/fake_clock.ts";
@@ -315,4 +316,20 @@ test("a release that was done and not answered makes no loss of the next", async
   await assertRejects(() => lock.release(), LockBackendError);
   assertEquals(await lock.release(), false);
   assertEquals(told.includes("lost"), false, told.join());
+});
+
+test("a lock lost to a silent server is told at once, and freed in the background", async () => {
+  const clock = new FakeClock();
+  const on: Backend = memory({ clock });
+  const never = () => new Promise<never>(() => {});
+  let freed = 0;
+  Object.assign(on, { extend: never, release: never });
+  on.discard = () => void freed++;
+  let outcome: unknown;
+  void withLock(on, "k", async (lock) => {
+    await new Promise((go) => lock.signal.addEventListener("abort", go));
+  }, { ttl: 10 }).catch((error) => outcome = error);
+  await clock.advance(10_000);
+  assertInstanceOf(outcome, LockLostError);
+  assertEquals([outcome.reason, freed], ["unreachable", 1]);
 });
