@@ -333,3 +333,17 @@ test("a lock lost to a silent server is told at once, and freed in the backgroun
   assertInstanceOf(outcome, LockLostError);
   assertEquals([outcome.reason, freed], ["unreachable", 1]);
 });
+
+test("what is handed over may be held for what is left of maxHoldMs", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const options = { autoExtend: true, maxHoldMs: 10_000 };
+  const lock = await acquireLock(on, "k", options);
+  await clock.advance(4_000);
+  const resumed = await DistributedLock.resume(on, lock.toJSON());
+  await clock.advance(5_999);
+  assert(resumed.isAcquired());
+  await clock.advance(1);
+  assertEquals(resumed.isAcquired(), false);
+  await resumed.release();
+});
