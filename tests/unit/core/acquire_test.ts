@@ -215,6 +215,23 @@ test("of several keys none is kept where patience ends, by error or null", async
   }
 });
 
+test("a server that says no more of several keys once they are taken leaves it at that", async () => {
+  const clock = new FakeClock();
+  const on: Backend = memory({ clock });
+  await acquireLock(on, "b", { ttl: 60 });
+  const never = () => new Promise<never>(() => {});
+  on.tryAcquire = never;
+  on.line!.stand = never;
+  const options = { waitMs: 300, throwOnFail: false };
+  let outcome: unknown;
+  void acquireLock(on, ["a", "b"], options).then(
+    (lock) => outcome = lock,
+    (error) => outcome = error,
+  );
+  await clock.advance(1_000);
+  assertStrictEquals(outcome, null);
+});
+
 test("several keys of which one is lost while another is waited for are none", async () => {
   const clock = new FakeClock();
   const on = memory({ clock });
