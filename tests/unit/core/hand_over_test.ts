@@ -52,3 +52,20 @@ test("a lock that can't be resumed for a clock's sake is kept by nobody", async 
   assertEquals(clock.pending, 0);
   assertEquals((await acquireLock(here, "k")).isAcquired(), true);
 });
+
+test("a short lease that is handed over is made a full one there", async () => {
+  const clock = new FakeClock();
+  const here = memory({ clock });
+  const waitMs = 1_000;
+  const first = await acquireLock(here, "k", { ttl: 3, waitMs });
+  // Passed on inside the process, with what is left of the lease.
+  const next = acquireLock(here, "k", { ttl: 10, waitMs });
+  await settle();
+  await first.release();
+  const given = await next;
+  assertEquals(given.remainingMs < 3_000, true);
+  const lock = await DistributedLock.resume(here, JSON.stringify(given));
+  await clock.advance(5_000);
+  assertEquals(lock.isAcquired(), true);
+  assertEquals(await lock.release(), true);
+});
