@@ -31,7 +31,7 @@ import {
 
 import type { Backend } from "../../src/core/backend.ts";
 import { clients } from "../support/clients.ts";
-import { FakeClock } from "../support/fake_clock.ts";
+import { FakeClock, settle } from "../support/fake_clock.ts";
 import { type RedisServer, startRedis } from "../support/redis_server.ts";
 import { after, before, test } from "../support/test.ts";
 import { sleep, type World, worlds } from "./worlds.ts";
@@ -660,6 +660,26 @@ test("a bad parameter is told by name, value and type", async () => {
   await badly("newTtlMs", () => lock!.extend(0));
   bad("thresholdMs", "positive integer", () => lock!.startAutoExtension(NaN));
   assertEquals(await lock!.release(), true);
+});
+
+test("patience for several keys counts from the first no of a slow server", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { tryAcquireAll } = on;
+  on.tryAcquireAll = async (...args) => {
+    const answer = await tryAcquireAll!.apply(on, args);
+    clock.stall(5_000);
+    return answer;
+  };
+  const holder = await acquireLock(on, "b", { ttl: 60 });
+  const patience = { retryDelayMs: 100, retryJitterMs: 0, maxRetryAttempts: 5 };
+  const acquiring = new Redlock([on], patience).acquire(["a", "b"], 10_000);
+  await settle();
+  await clock.advance(400);
+  await holder.release();
+  await clock.advance(300);
+  const lock = await acquiring;
+  assertEquals(await lock?.release(), true);
 });
 
 test("RedisConnectionError has what led to it", () => {
