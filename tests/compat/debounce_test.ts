@@ -391,6 +391,27 @@ test("a server's failure rejects the call", async () => {
   await own.stop();
 });
 
+test("a call stands in for a later one of its process that joined, and failed", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  const { join } = on.bursts!;
+  let joined = 0;
+  on.bursts!.join = async (...args) => {
+    const number = await join.apply(on.bursts, args);
+    if (++joined === 2) throw new LockBackendError("k", "no answer");
+    return number;
+  };
+  const ran: string[] = [];
+  const callback = (text: string) => void ran.push(text);
+  const debounce = new Debounce({ id: "k", redis: on, wait: 1_000, callback });
+  const first = debounce.call("first");
+  await clock.advance(500);
+  await assertRejects(() => debounce.call("second"), LockBackendError);
+  await clock.advance(10_000);
+  await first;
+  assertEquals(ran, ["first"]);
+});
+
 test("a bad configuration is refused", () => {
   const on: Backend = memory();
   const bad = (
