@@ -52,11 +52,13 @@ test("a server that is away is asked for one thing at a time", async () => {
 });
 
 test("once it answers all is done at once", async () => {
-  const { names, tries, owe, sum, back, cleanUps } = away(20);
+  const { names, tries, owe, sum, busiest, back, cleanUps } = away(20);
   for (const name of names) owe(name);
   await until("it was asked again", () => sum() > 20);
+  busiest();
   back();
   await until("all is done", () => cleanUps.isEmpty);
+  assertEquals(busiest(), 19, "all but the one that was answered");
   for (const name of names) assert(tries.get(name)! <= 5);
 });
 
@@ -69,6 +71,18 @@ test("what has undone itself is asked for no more", async () => {
   await until("the other is asked for", () => tries.get("later")! > 8);
   assertEquals(tries.get("soon"), asked);
   cleanUps.callOff("later");
+  assert(cleanUps.isEmpty);
+  await timersEnd();
+});
+
+test("what has undone itself while it was tried is let go of as that fails", async () => {
+  const { cleanUps } = away(0);
+  let fail = (_: Error) => {};
+  const isOver = new Promise((go) => setTimeout(go, 20));
+  cleanUps.add("k", 10, () => new Promise((_, reject) => fail = reject));
+  await isOver;
+  fail(new Error("away"));
+  await settle();
   assert(cleanUps.isEmpty);
   await timersEnd();
 });
