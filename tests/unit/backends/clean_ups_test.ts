@@ -87,6 +87,22 @@ test("what has undone itself while it was tried is let go of as that fails", asy
   await timersEnd();
 });
 
+test("a client that was closed is asked for nothing more", async () => {
+  let isClosed = false;
+  let tries = 0;
+  const cleanUps = new CleanUps(() => isClosed);
+  cleanUps.add("k", 600_000, () => {
+    tries++;
+    return Promise.reject(new Error("away"));
+  });
+  await until("it was asked again", () => tries > 1);
+  isClosed = true;
+  const sofar = tries;
+  await until("it is let go of", () => cleanUps.isEmpty);
+  assertEquals(tries, sofar);
+  await timersEnd();
+});
+
 test("one that is never answered does not keep the others waiting", async () => {
   const { cleanUps, owe, back, tries } = away(0);
   let isSilent = false;
