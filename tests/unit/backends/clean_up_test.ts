@@ -86,3 +86,26 @@ test("an attempt that may yet be written, as in a transaction, is taken back", a
   while (released.length === 0) await settle();
   assertEquals(released, ["mine"]);
 });
+
+test("several keys whose grant got lost are all cleaned up", async () => {
+  const held = new Map<string, string>();
+  let isFirst = true;
+  const send: CommandFunction = ([, , count, ...rest]) => {
+    const keys = rest.slice(0, Number(count));
+    const args = rest.slice(Number(count));
+    if (isFirst) {
+      isFirst = false;
+      // Each with its line and its fence; for so long, and by whom.
+      for (const [i, wish] of args.entries()) {
+        held.set(keys[3 * i], wish.split(" ")[2]);
+      }
+      return Promise.reject(new Error("the answer got lost"));
+    }
+    const [key] = keys;
+    const isOurs = held.get(key) === args[0];
+    return Promise.resolve(isOurs ? Number(held.delete(key)) : 0);
+  };
+  const keys = ["a", "b", "c"];
+  await assertRejects(() => acquireLock(send, keys), LockBackendError);
+  await until("they are gone", () => held.size === 0);
+});
