@@ -1,0 +1,55 @@
+/** What a backend makes of answers that a real server can hardly be brought to. */
+import { assertEquals, assertRejects } from "@std/assert";
+
+import { LockBackendError } from "@dreamer/utils/lock";
+
+import { RedisBackend } from "../../../src/backends/redis.ts";
+import type { Port } from "../../../src/clients/port.ts";
+import { test } from "../../support/test.ts";
+
+/** A Cluster, which says of each key how many replicas have it, or fails. */
+function clusterThat(has: Record<string, number | Error>) {
+  const extended: string[] = [];
+  const asked: number[] = [];
+  const port: Port = {
+    isCluster: true,
+    setIfAbsent: () => Promise.resolve("OK"),
+    eval: (_lua, keys) => {
+      extended.push(...keys);
+      return Promise.resolve(keys.map(() => 1));
+    },
+    evalAndWait(_lua, keys, _args, _replicas, ms) {
+      asked.push(ms);
+      const answer = has[keys[0]];
+      return answer instanceof Error
+        ? Promise.reject(answer)
+        : Promise.resolve([[1], answer]);
+    },
+  };
+  const claims = Object.keys(has).map((key) => ({
+    ...{ key, owner: `of ${key}`, ttlMs: 10_000 },
+  }));
+  const confirm = (ms = 20) => new RedisBackend(port).confirm!(claims, 2, ms);
+  return { confirm, extended, asked };
+}
+
+test("of several keys in a Cluster it is the fewest replicas that count", async () => {
+  for (const [a, b, c] of [[1, 2, 2], [2, 1, 2], [2, 2, 1]]) {
+    assertEquals(await clusterThat({ a, b, c }).confirm(), 1);
+  }
+});
+
+test("replicas are asked for a whole number of milliseconds, and never without end", async () => {
+  const { confirm, asked } = clusterThat({ a: 2 });
+  for (const ms of [0.3, 12.7]) await confirm(ms);
+  assertEquals(asked, [1, 12]);
+});
+
+test("a key that has moved is asked for where the Cluster redirects to", async () => {
+  for (const reply of ["MOVED", "NOPERM"]) {
+    const error = new Error(`${reply} 7 elsewhere`);
+    const { confirm, extended } = clusterThat({ a: error });
+    await assertRejects(() => confirm(), LockBackendError, reply);
+    assertEquals(extended, reply === "MOVED" ? ["a"] : []);
+  }
+});
