@@ -53,3 +53,29 @@ test("a key that has moved is asked for where the Cluster redirects to", async (
     assertEquals(extended, reply === "MOVED" ? ["a"] : []);
   }
 });
+
+test("who waits asks again where nobody knows to whom a lock was handed over", async () => {
+  for (
+    const handedOver of ["0", new Error("NOPERM this user"), "1 - - - - - - -"]
+  ) {
+    let gaps = 0;
+    const port: Port = {
+      setIfAbsent: () => Promise.resolve("OK"),
+      // Somebody stands in line, and then the answer to the one or to another.
+      eval: (lua) =>
+        lua.includes("handOver")
+          ? handedOver instanceof Error
+            ? Promise.reject(handedOver)
+            : Promise.resolve(handedOver)
+          : Promise.resolve(2),
+    };
+    const backend = new RedisBackend(port);
+    const never = () => {};
+    void backend.line!.open({
+      ...{ onTurn: never, onEnd: never, onReminder: never, onDeaf: never },
+      ...{ onGap: () => void gaps++, onClosed: never },
+    });
+    await backend.release({ key: "k", owner: "o" }).catch(() => {});
+    assertEquals(gaps, String(handedOver).startsWith("1") ? 0 : 1);
+  }
+});
