@@ -153,6 +153,21 @@ test("Keeper: in doubt, with a server that does not answer, it is lost", async (
   assertEquals(clock.pending, 0);
 });
 
+test("Keeper: in doubt, of a hold that is no more the server says why", async () => {
+  for (const reason of ["expired", "taken"]) {
+    const { clock, backend, keeper } = await keep();
+    const { signal } = keeper;
+    await backend.release(CLAIM);
+    if (reason === "taken") {
+      await backend.tryAcquire({ ...CLAIM, owner: "another" });
+    }
+    clock.stepWall(HOUR_MS);
+    assertEquals(keeper.remainingMs, 0);
+    await settle();
+    assertEquals((signal.reason as LockLostError).reason, reason);
+  }
+});
+
 test("Keeper: small differences of the clocks cost time, not trust", async () => {
   const { clock, keeper } = await keep();
   clock.stepWall(90);
