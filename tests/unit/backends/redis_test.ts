@@ -1,11 +1,12 @@
 /** What a backend makes of answers that a real server can hardly be brought to. */
-import { assertEquals, assertRejects } from "@std/assert";
+import { assertEquals, assertInstanceOf, assertRejects } from "@std/assert";
 
 import { LockBackendError } from "@dreamer/utils/lock";
 
 import { RedisBackend } from "../../../src/backends/redis.ts";
 import type { Port } from "../../../src/clients/port.ts";
 import { test } from "../../support/test.ts";
+import { until } from "../../support/until.ts";
 
 /** A Cluster, which says of each key how many replicas have it, or fails. */
 function clusterThat(has: Record<string, number | Error>) {
@@ -77,5 +78,31 @@ test("who waits asks again where nobody knows to whom a lock was handed over", a
     });
     await backend.release({ key: "k", owner: "o" }).catch(() => {});
     assertEquals(gaps, String(handedOver).startsWith("1") ? 0 : 1);
+  }
+});
+
+test("a place in line that was asked for in passing is left where nobody answered", async () => {
+  for (const isInPassing of [true, false]) {
+    const left: string[] = [];
+    const port: Port = {
+      setIfAbsent: () => Promise.resolve("OK"),
+      eval(_lua, _keys, args) {
+        const [owner, , , leaving] = args;
+        if (!owner.startsWith("o")) return Promise.reject(new Error("cut"));
+        left.push(leaving);
+        return Promise.resolve("0");
+      },
+    };
+    const { line } = new RedisBackend(port);
+    const wish = { key: "k", owner: "o1", ttlMs: 10_000, tokens: 0 };
+    const [answer] = await line!.stand([wish], isInPassing);
+    assertInstanceOf(answer, LockBackendError);
+    // Who goes on by another name may stand there by both.
+    if (!isInPassing) line!.leave({ ...wish, owner: "o2", former: "o3" });
+    const expected = isInPassing
+      ? ["10000 0 o1"]
+      : ["10000 0 o2", "10000 0 o3"];
+    await until("it is left", () => left.length >= expected.length);
+    assertEquals(left, expected);
   }
 });
