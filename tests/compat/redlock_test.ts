@@ -662,6 +662,13 @@ test("a bad parameter is told by name, value and type", async () => {
   assertEquals(await lock!.release(), true);
 });
 
+test("a released lock has the expiration that it was released with", async () => {
+  const lock = await new Redlock([memory()], ONCE).acquire("k", 5_000);
+  await lock!.extend(60_000);
+  assertEquals(await lock!.release(), true);
+  assert(lock!.expirationTime.getTime() > Date.now() + 50_000);
+});
+
 test("patience for several keys counts from the first no of a slow server", async () => {
   const clock = new FakeClock();
   const on = memory({ clock });
