@@ -552,3 +552,11 @@ test("a uuid that may not have come about leaves nobody's lock behind", async ()
     assertEquals((await on.inspect!("k")).owner, undefined, how);
   }
 });
+
+test("an empty uuid is none", async () => {
+  const on = memory();
+  const lock = new Lock({ id: "k", redis: on });
+  assertEquals(await lock.acquire({ uuid: "" }), true);
+  assert((await on.inspect!("k")).owner);
+  assertEquals(await lock.release(), true);
+});
