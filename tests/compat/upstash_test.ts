@@ -560,3 +560,22 @@ test("an empty uuid is none", async () => {
   assert((await on.inspect!("k")).owner);
   assertEquals(await lock.release(), true);
 });
+
+test("what one acquire() leaves out of retry is as its lock has it", async () => {
+  const clock = new FakeClock();
+  const on = memory({ clock });
+  await acquireLock(on, "k", { ttl: 60 });
+  const lock = new Lock({ id: "k", redis: on, retry: ONCE });
+  let outcome: boolean | undefined;
+  void lock.acquire({ retry: { delay: 500 } }).then((it) => outcome = it);
+  await settle();
+  assertEquals(outcome, false, "it does not wait");
+  const patient = new Lock({ id: "k", redis: on, retry: { delay: 10_000 } });
+  outcome = undefined;
+  void patient.acquire({ retry: { attempts: 2 } }).then((it) => outcome = it);
+  await settle();
+  await clock.advance(9_999);
+  assertEquals(outcome, undefined, "it waits");
+  await clock.advance(2);
+  assertEquals(outcome, false);
+});
