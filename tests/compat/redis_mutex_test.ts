@@ -325,9 +325,14 @@ both("checkLock() tells a part from the whole", async ({ mutex }) => {
   const lock = mutex();
   await lock.checkLock(["a", "b"]);
   const one = await lock.lock("a");
+  const check = (resources: string | string[]) =>
+    assertRejects(() => lock.checkLock(resources), LockedError);
   const name = async (resources: string | string[]) =>
-    (await assertRejects(() => lock.checkLock(resources), LockError)).name;
+    (await check(resources)).name;
   assertEquals(await name("a"), "LOCKED");
+  const { key, retryAfterMs } = await check(["a", "b"]);
+  assert(key.endsWith(":lock-a"));
+  assert(retryAfterMs! > 0 && retryAfterMs! <= 10_000, `${retryAfterMs} ms`);
   assertEquals(await name(["a", "b"]), "PARTIAL_LOCK");
   const other = await lock.lock("b");
   assertEquals(await name(["a", "b"]), "LOCKED");
