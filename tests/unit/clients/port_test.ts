@@ -1,5 +1,7 @@
-/** Listening at each master of a Cluster, with masters that come and go. */
+/** What all clients share: masters that come and go, and prefixes of keys. */
 import { assertEquals } from "@std/assert";
+
+import { listLocks } from "@dreamer/utils/lock";
 
 import { listenAtAll, type NodeListener } from "../../../src/clients/port.ts";
 import { test } from "../../support/test.ts";
@@ -53,4 +55,33 @@ test("who listens at each master is ready with all, and follows them", async () 
   masters = ["d"];
   await new Promise((go) => setTimeout(go, 1_100));
   assertEquals(ears.has("d"), false);
+});
+
+test("the prefix of a client stands for itself in a pattern, whatever is in it", async () => {
+  const keyPrefix = "a*[1]?\\:";
+  const patterns: string[] = [];
+  const never = () => Promise.reject(new Error("not asked"));
+  const ioredis = {
+    ...{ call: never, set: never, eval: never, evalsha: never },
+    options: { keyPrefix },
+    scan: (_cursor: string, _match: string, pattern: string) => {
+      patterns.push(pattern);
+      return Promise.resolve(["0", []]);
+    },
+  };
+  const nodeRedis = {
+    ...{ isOpen: true, set: never, eval: never, evalSha: never },
+    _keyPrefix: keyPrefix,
+    scan: (_cursor: string, { MATCH }: { MATCH: string }) => {
+      patterns.push(MATCH);
+      return Promise.resolve({ cursor: "0", keys: [] });
+    },
+  };
+  for (const client of [ioredis, nodeRedis]) {
+    for await (const { key } of listLocks(client, "lock:*")) {
+      throw new Error(`found: ${key}`);
+    }
+  }
+  const expected = "a\\*\\[1\\]\\?\\\\:lock:*";
+  assertEquals(patterns, [expected, expected]);
 });
