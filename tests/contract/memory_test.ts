@@ -91,3 +91,14 @@ test("memory() shortens nothing by an attempt that finds its own lock", async ()
   await on.tryAcquire({ ...claim, ttlMs: 90_000 });
   assertEquals((await on.inspect!("k")).leftMs, 90_000);
 });
+
+test("listLocks() tells of none twice, though a scan may", async () => {
+  const on = memory();
+  await acquireLock(on, "k");
+  on.scan = async function* () {
+    yield* ["k", "free", "k"];
+  };
+  const keys: string[] = [];
+  for await (const { key } of listLocks(on, "*")) keys.push(key);
+  assertEquals(keys, ["k"]);
+});
