@@ -1,5 +1,5 @@
 /** Listening by Bun's client, which loses its subscriptions without a word. */
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertRejects } from "@std/assert";
 
 import { bun, type BunClient } from "../../../src/clients/bun.ts";
 import { test, timersLeft } from "../../support/test.ts";
@@ -113,4 +113,20 @@ test("Bun's client: one that is not wanted any more when it comes is closed", as
   close();
   await until("it is closed", () => ears[0].isClosed);
   assertEquals([heard, ears[0].subscriptions], [[], 0]);
+});
+
+test("Bun's client counts as closed once it has failed, until it is connected again", async () => {
+  const client = {
+    connected: true,
+    send: () => Promise.reject(new Error("Connection has failed")),
+    duplicate: () => Promise.reject(new Error("Connection has failed")),
+  };
+  const port = bun(client);
+  assertEquals(port.isClosed!(), false);
+  client.connected = false;
+  assertEquals(port.isClosed!(), false, "it may come back by itself");
+  await assertRejects(async () => await port.setIfAbsent("k", "o", "EX", 1));
+  assertEquals(port.isClosed!(), true);
+  client.connected = true;
+  assertEquals(port.isClosed!(), false);
 });
