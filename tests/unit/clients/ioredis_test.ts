@@ -1,4 +1,4 @@
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertRejects } from "@std/assert";
 
 import { acquireLock, type DistributedLock } from "@dreamer/utils/lock";
 import {
@@ -6,6 +6,7 @@ import {
   RELEASE,
   RELEASE_ALL,
 } from "../../../src/backends/scripts.ts";
+import { ioredis } from "../../../src/clients/ioredis.ts";
 import { test } from "../../support/test.ts";
 
 // Or their first time takes longer than a moment.
@@ -86,5 +87,19 @@ test("ioredis: a socket that is not connected is left alone", async () => {
     const { client, told } = fakeClient(status);
     await Promise.all(KEYS.map((key) => acquireLock(client, key)));
     assertEquals(told, ["set a", "set b", "set c"]);
+  }
+});
+
+test("ioredis: of a chain what fails is an error, and no answer", async () => {
+  const error = new Error("READONLY a replica");
+  for (const replies of [[[error], [null, 1]], [[null, [1]], [error]]]) {
+    const { client } = fakeClient("ready");
+    const pipeline = () => ({ exec: () => Promise.resolve(replies) });
+    const port = ioredis(Object.assign(client, { pipeline }));
+    await assertRejects(
+      () => port.evalAndWait!("return 1", ["k"], [], 1, 5),
+      Error,
+      "READONLY",
+    );
   }
 });
