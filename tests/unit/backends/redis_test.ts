@@ -106,3 +106,21 @@ test("a place in line that was asked for in passing is left where nobody answere
     assertEquals(left, expected);
   }
 });
+
+test("a hand-over that a client sends again after a cut is no loss", async () => {
+  for (const isCut of [true, false]) {
+    let connection = "the first";
+    const port: Port = {
+      setIfAbsent: () => Promise.resolve("OK"),
+      connection: () => connection,
+      eval() {
+        if (isCut) connection = "the second";
+        return Promise.resolve("0");
+      },
+    };
+    const { line } = new RedisBackend(port);
+    const hold = { key: "k", owner: "o" };
+    const { verdict } = await line!.handOver(hold, undefined);
+    assertEquals(verdict, isCut ? "unclear" : "absent");
+  }
+});
