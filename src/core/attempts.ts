@@ -17,7 +17,7 @@ const TICK_LAST_MS = 50;
 /** An attempt, until it is over, or may be passed on as a turn no more. */
 export interface Attempt<Follower> {
   readonly key: string;
-  /** When patience is over. */
+  /** When patience is over, and the time of grace for an answer. */
   readonly until: number;
   readonly sentAt: number;
   /** When it is late for an answer; told with what is left of patience. */
