@@ -5,6 +5,7 @@
 import { assertEquals, assertRejects } from "@std/assert";
 
 import {
+  acquireLock,
   type CommandFunction,
   DistributedLock,
   LockBackendError,
@@ -12,6 +13,7 @@ import {
 } from "@dreamer/utils/lock";
 import { settle } from "../../support/fake_clock.ts";
 import { test } from "../../support/test.ts";
+import { until } from "../../support/until.ts";
 
 test("an owner that tries again is not freed by what cleans up after it", async () => {
   // A server to which requests come in any order, as by HTTP.
