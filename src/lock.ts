@@ -784,7 +784,8 @@ export class DistributedLock implements AsyncDisposable {
    * Does nothing while the lock is held.
    *
    * @throws {LockLostError} It was lost.
-   * @throws {LockError} It was released or never acquired (`LOCK_NOT_HELD`).
+   * @throws {LockError} It was released or never acquired, or the clocks of this
+   * machine have come to disagree and it is not known yet (`LOCK_NOT_HELD`).
    */
   assertHeld(): void {
     if (this.#keeper !== undefined && this.#keeper.remainingMs > 0) {
@@ -859,7 +860,8 @@ export class DistributedLock implements AsyncDisposable {
    * @throws {LockLostError} It was lost, or is as of now.
    * @throws {LockBackendError} The server could not be asked, or failed; the
    * lock is held for as long as it was anyway, or for `ttl` if that is less.
-   * @throws {LockError} It was released or never acquired (`LOCK_NOT_HELD`).
+   * @throws {LockError} It was released or never acquired, or the clocks of this
+   * machine have come to disagree and it is not known yet (`LOCK_NOT_HELD`).
    * @throws {TypeError | RangeError} `ttl` is bad; nothing was sent.
    */
   async extend(ttl?: number): Promise<void> {
