@@ -73,9 +73,11 @@ class UnexpectedReply extends Error {
   }
 }
 
-/** A client may be told to give numbers as text, or bytes. */
+/** A client may be told to give numbers as text, or bytes; a double may say true
+ * and false for 1 and 0. */
 function toNumber(reply: unknown): number {
   if (typeof reply === "number") return reply;
+  if (typeof reply === "boolean") return Number(reply);
   const text = String(reply);
   if (text.trim() === "" || Number.isNaN(Number(text))) {
     throw new UnexpectedReply();
