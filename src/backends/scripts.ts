@@ -829,8 +829,9 @@ return {
   redis.call("ZRANGE", line, 0, ${LINE_SHOWN - 1}, "WITHSCORES")
 }`,
   decode(reply): Entry {
+    // Nothing is null, and undefined to some who wrap a client.
     const [holder, leftMs, token, seconds, micros, waiting, members] =
-      reply as unknown[];
+      (reply as unknown[]).map((it) => it ?? null);
     const left = toLeftMs(leftMs);
     const now = toMs(String(seconds), String(micros));
     const since = (drawn: unknown) => now - Number(drawn) / 1000;

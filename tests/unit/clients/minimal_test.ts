@@ -4,6 +4,7 @@ import { assertEquals, assertRejects } from "@std/assert";
 import {
   acquireLock,
   DistributedLock,
+  inspectLock,
   LockLostError,
 } from "@dreamer/utils/lock";
 
@@ -30,4 +31,17 @@ test("the double of a unit test may say true and false for 1 and 0", async () =>
   locks.clear();
   await assertRejects(() => other.extend(), LockLostError);
   assertEquals(await other.release(), false);
+});
+
+test("a free lock is free by a client that gives undefined for nothing, too", async () => {
+  const double = {
+    ...{ set: () => Promise.resolve("OK"), get: () => Promise.resolve(null) },
+    del: () => Promise.resolve(0),
+    eval: () => Promise.resolve([undefined, -2, undefined, "1", "0", 0, []]),
+  };
+  const { held, fencingToken } = await inspectLock(double, "k");
+  assertEquals({ held, fencingToken }, {
+    held: false,
+    fencingToken: undefined,
+  });
 });
