@@ -946,7 +946,7 @@ for (
         release: () => held.release(),
         plain: () => acquireLock(on, key, { ttl: 0.1 }),
         fence: () => acquireLock(on, key, { ttl: 0.1, fencing: true }),
-        wait: () => acquireLock(on, key, { ttl: 0.1, waitMs: 50 }),
+        wait: () => acquireLock(on, key, { ttl: 0.1, waitMs: 5_000 }),
         several: () => acquireLock(on, [key, `${key}2`], { ttl: 0.1 }),
         force: () => forceRelease(on, key),
         inspect: () => inspectLock(on, key),
