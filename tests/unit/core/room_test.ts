@@ -23,6 +23,20 @@ import { test } from "../../support/test.ts";
 
 const caught = (promise: Promise<unknown>) => promise.catch((error) => error);
 
+/** Has the first question about `line` take so long on its way there. Gives how
+ * many there have been. */
+function delayFirst(line: Line, clock: FakeClock, ms: number): () => number {
+  const { stand } = line;
+  let times = 0;
+  line.stand = async (...args) => {
+    if (++times === 1) {
+      await new Promise<void>((go) => void clock.setTimer(go, ms));
+    }
+    return await stand.apply(line, args);
+  };
+  return () => times;
+}
+
 test("a lock that was waited for is renewed only where that is wanted", async () => {
   const fake = new FakeClock();
   let reads = 0;
@@ -965,24 +979,16 @@ test("a failure that was got over is not what one is told in the end", async () 
 test("a turn that is heard of too late is given back", async () => {
   const clock = new FakeClock();
   const on = memory({ clock });
-  const line = on.line!;
-  const { stand } = line;
   const first = await acquireLock(on, "k", { waitMs: 1_000 });
-  let times = 0;
-  // Long on its way there; the lease counts from when it was sent.
-  line.stand = async (...args) => {
-    if (++times === 1) {
-      await new Promise<void>((go) => void clock.setTimer(go, 1_100));
-    }
-    return await stand.apply(line, args);
-  };
+  // The lease counts from when it was sent.
+  const times = delayFirst(on.line!, clock, 1_100);
   const options = { ttl: 1, waitMs: 60_000, label: "another" };
   const second = acquireLock(on, "k", options);
   await settle();
   await first.release();
   await clock.advance(1_110);
   const lock = await Promise.race([second, settle().then(() => undefined)]);
-  assert(times > 1);
+  assert(times() > 1);
   lock!.assertHeld();
   await lock!.release();
 });
@@ -1059,16 +1065,8 @@ test("a lease that may be cut short is passed on to nobody", async () => {
 test("no lock is given of whose lease no more is left than clocks may differ", async () => {
   const clock = new FakeClock();
   const on = memory({ clock });
-  const line = on.line!;
-  const { stand } = line;
   const first = await acquireLock(on, "k", { waitMs: 1_000 });
-  let times = 0;
-  line.stand = async (...args) => {
-    if (++times === 1) {
-      await new Promise<void>((go) => void clock.setTimer(go, 995));
-    }
-    return await stand.apply(line, args);
-  };
+  delayFirst(on.line!, clock, 995);
   const options = { ttl: 1, waitMs: 60_000, label: "another" };
   const second = acquireLock(on, "k", options);
   let isHeld: boolean | undefined;
