@@ -114,6 +114,11 @@ const inLine = (key: string, count: number, at: RedisServer) =>
 const connected = async (at: RedisServer) =>
   String(await at.command("CLIENT", "LIST")).match(/^id=/gm)?.length;
 
+/** The backend of a client, one anew; or the memory that it is. */
+function backendOf(name: string, client: LockTarget): Backend {
+  return name === "memory" ? client as Backend : redis(client as IoredisClient);
+}
+
 /** How many connections listen there. */
 async function listening(at: RedisServer): Promise<number> {
   const list = await at.command("CLIENT", "LIST", "TYPE", "pubsub");
@@ -536,9 +541,7 @@ costs(
 for (const { name, open } of [IN_MEMORY, ...kinds]) {
   test(`${name}: by another name one keeps the place in line, and the turn`, async () => {
     await using it = await open(server.url);
-    const backend = name === "memory"
-      ? it.client as Backend
-      : redis(it.client as IoredisClient);
+    const backend = backendOf(name, it.client);
     const line = backend.line!;
     const key = `renamed by ${name}`;
     const names = Array.from({ length: 4 }, () => drawOwner());
@@ -768,9 +771,7 @@ test("who was passed over, and comes back, stands where it stood", async () => {
 for (const { name, open } of [IN_MEMORY, ...kinds]) {
   test(`${name}: a release puts who is next behind all others`, async () => {
     await using it = await open(server.url);
-    const backend = name === "memory"
-      ? it.client as Backend
-      : redis(it.client as IoredisClient);
+    const backend = backendOf(name, it.client);
     const line = backend.line!;
     const key = `next by ${name}`;
     const [hold, other, next] = [1, 2, 3].map(() => ({

@@ -81,6 +81,15 @@ async function held(promise: Promise<DistributedLock>) {
   return lock;
 }
 
+/** Of two processes the first has the key, and the next waits for it. */
+async function firstAndNext(world: World) {
+  const first = await world.wait(world.process());
+  await settle();
+  const next = world.wait(world.process());
+  await settle();
+  return { first, next };
+}
+
 /** A world in which all is given back in the end, and no timer is left. */
 function story(sentence: string, fn: (world: World) => Promise<void>): void {
   test(`waiting over a quorum: ${sentence}`, async () => {
@@ -164,10 +173,7 @@ story(
 );
 
 story("the word of one server is a hint, and no grant", async (world) => {
-  const first = await world.wait(world.process());
-  await settle();
-  const next = world.wait(world.process());
-  await settle();
+  const { first, next } = await firstAndNext(world);
   const [server] = world.servers;
   world.tries();
   await server.inner.notices!.release({ key: "k", owner: first.owner });
@@ -203,10 +209,7 @@ for (const mute of [1, 2, 3]) {
 
 story("with one server stopped it is heard of at once, too", async (world) => {
   world.servers[1].state = "frozen";
-  const first = await world.wait(world.process());
-  await settle();
-  const next = world.wait(world.process());
-  await settle();
+  const { first, next } = await firstAndNext(world);
   await first.release();
   await (await held(next)).release();
   world.servers[1].state = "well";
@@ -220,10 +223,7 @@ story("a server that never listens is waited for by nobody", async (world) => {
     const hearing = listen(ears);
     return { ...hearing, inbox: undefined, opened: new Promise(() => {}) };
   };
-  const first = await world.wait(world.process());
-  await settle();
-  const next = world.wait(world.process());
-  await settle();
+  const { first, next } = await firstAndNext(world);
   await first.release();
   await (await held(next)).release();
 });
@@ -239,10 +239,7 @@ story("a stranger's lock is asked for again and again", async (world) => {
 });
 
 story("a hold that runs out goes to the first", async (world) => {
-  const first = await world.wait(world.process());
-  await settle();
-  const next = world.wait(world.process());
-  await settle();
+  const { first, next } = await firstAndNext(world);
   const last = world.wait(world.process());
   await world.clock.advance(10_010);
   assertFalse(first.isAcquired());
