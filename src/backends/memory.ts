@@ -311,7 +311,12 @@ class MemoryBackend implements Backend {
     const isKept = watcher !== undefined && row?.owner === keptFor(watcher);
     if (row === undefined || isKept || row.owner === owner) {
       if (watcher !== undefined) this.#unwatch(key, watcher);
-      return this.#give(wish);
+      const turn = this.#give(wish);
+      // Sent again it leaves a lease alone that was made longer since.
+      const endsAt = row?.owner === owner ? row.expiresAt : 0;
+      const given = this.#rows.get(key)!;
+      given.expiresAt = Math.max(given.expiresAt, endsAt);
+      return turn;
     }
     // For how long it is kept says nothing of the hold that follows.
     const retryAfterMs = row.owner.startsWith(KEPT)

@@ -408,7 +408,8 @@ redis.call("SET", fence, token, "PX", ${FENCE_MS})
 
 /**
  * Takes the lock if it is free and draws its fencing token. Sent again it finds
- * its own owner, and the token drawn for it.
+ * its own owner, and the token drawn for it; a lease that was made longer since
+ * stays so.
  */
 export const ACQUIRE_FENCED = define({
   keys: ["lock", "fence"],
@@ -418,7 +419,9 @@ if not redis.call("SET", lock, owner, "PX", ttlMs, "NX") then
   if redis.call("GET", lock) ~= owner then
     return {0, redis.call("PTTL", lock)}
   end
-  redis.call("PEXPIRE", lock, ttlMs)
+  if redis.call("PTTL", lock) < tonumber(ttlMs) then
+    redis.call("PEXPIRE", lock, ttlMs)
+  end
   if last then return {1, last} end
 end
 ${NOW}local token
@@ -771,7 +774,9 @@ if holder and holder ~= owner and not isKept then
   return "0 " .. left .. at .. ticket .. " " .. place .. " " .. foreign
 end
 if watcher ~= "" then redis.call("ZREM", watch, watcher) end
-redis.call("SET", lock, owner, "PX", ttlMs)
+if holder ~= owner or redis.call("PTTL", lock) < tonumber(ttlMs) then
+  redis.call("SET", lock, owner, "PX", ttlMs)
+end
 local token = "-"
 if tokens ~= "0" then
   local last = redis.call("GET", fence)
@@ -1095,7 +1100,9 @@ for i = 1, #KEYS / 3 do
   local lock, fence = KEYS[3 * i - 2], KEYS[3 * i]
   if mine[i] then
     local ttl, wanted = string.match(ARGV[i], "^(%d+) (%d+) ")
-    redis.call("PEXPIRE", lock, ttl)
+    if redis.call("PTTL", lock) < tonumber(ttl) then
+      redis.call("PEXPIRE", lock, ttl)
+    end
     tokens[i] = wanted ~= "0" and drawn(fence, wanted) or "-"
   else
     local _, _, token = give(lock, fence, ARGV[i], math.huge)

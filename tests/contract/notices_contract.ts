@@ -221,6 +221,27 @@ export function noticesContract(
     }
   });
 
+  tells("one that comes late, once the lease is longer, leaves it so", async (
+    { on },
+    key,
+  ) => {
+    const long = { ...wish(key, "a", 60_000), tokens: 1 };
+    const late = { ...long, ttlMs: 1_000 };
+    const attempts = {
+      noted: (claim: typeof long) => on.notices!.tryAcquire(claim),
+      fenced: (claim: typeof long) => on.tryAcquireFenced!(claim),
+      several: (claim: typeof long) => on.tryAcquireAll!([claim], true),
+    };
+    for (const [how, attempt] of Object.entries(attempts)) {
+      await attempt(long);
+      await attempt(late);
+      const { verdict, leftMs } = await on.inquire(long);
+      assertEquals(verdict, "done", how);
+      assert(leftMs > 30_000, `${leftMs} ms, ${how}`);
+      assertEquals(await on.notices!.release(long), "done");
+    }
+  });
+
   tells("a claim is safe to send again, and its token the same", async (
     { on },
     key,
